@@ -1,0 +1,3 @@
+module github.com/hikyaku/hikyaku/deploy/embedded
+
+go 1.26.0

@@ -1,0 +1,12 @@
+module github.com/hikyaku/hikyaku/services/internal
+
+go 1.26.0
+
+require (
+	github.com/hikyaku/hikyaku/deploy/embedded v0.0.0
+	github.com/hikyaku/hikyaku/schemas v0.0.0
+)
+
+replace github.com/hikyaku/hikyaku/schemas => ../../schemas
+
+replace github.com/hikyaku/hikyaku/deploy/embedded => ../../deploy/embedded
