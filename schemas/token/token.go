@@ -1,0 +1,146 @@
+// Package token makes and checks the signed token that a provider or a mail
+// echoes back to us: which message, to whom, of which run, on which channel.
+// It is self-contained, so that the collector needs no store to read it, and
+// deterministic, so that the same message always carries the same links.
+//
+// A token is base64url(payload ‖ MAC). The payload is a version byte, the
+// purpose, the key id, message_id, run_id, channel, campaign_id, user_id and,
+// for a link, its target; strings are preceded by their length as a uvarint.
+// The MAC is the first 16 bytes of HMAC-SHA-256 over the payload.
+package token
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"slices"
+	"sync"
+
+	"github.com/hikyaku/hikyaku/schemas/identity"
+)
+
+const (
+	version  = 1
+	macBytes = 16
+)
+
+// Purpose keeps a token made for one thing from being used for another.
+type Purpose byte
+
+// What a token is for; the letters are those of the tracking paths.
+const (
+	Click       Purpose = 'c'
+	Open        Purpose = 'o'
+	Unsubscribe Purpose = 'u'
+)
+
+// Token is what a link carries.
+type Token struct {
+	Purpose    Purpose
+	MessageID  identity.ID
+	RunID      identity.ID
+	Channel    string
+	CampaignID string
+	UserID     string
+	Target     string // Click: where the link leads; empty otherwise
+}
+
+// ErrInvalid says that a token was not made by us, or was changed since.
+var ErrInvalid = errors.New("token is not valid")
+
+// Keys signs with one key and accepts any it knows. A key is kept as long as
+// links signed with it may be followed. Keys is safe for concurrent use.
+type Keys struct {
+	current string
+	pools   map[string]*sync.Pool // of hash.Hash, keyed by key id
+}
+
+// NewKeys returns keys that sign with current. Every key id has its secret in
+// secrets; an id is at most 255 bytes and a secret at least 16.
+func NewKeys(current string, secrets map[string][]byte) (*Keys, error) {
+	if _, ok := secrets[current]; !ok {
+		return nil, fmt.Errorf("no secret for the signing key %q", current)
+	}
+	k := &Keys{current: current, pools: map[string]*sync.Pool{}}
+	for id, secret := range secrets {
+		if len(id) > 255 {
+			return nil, fmt.Errorf("key id %q is longer than 255 bytes", id)
+		}
+		if len(secret) < 16 {
+			return nil, fmt.Errorf("the secret of key %q is shorter than 16 bytes", id)
+		}
+		secret := slices.Clone(secret)
+		k.pools[id] = &sync.Pool{New: func() any { return hmac.New(sha256.New, secret) }}
+	}
+	return k, nil
+}
+
+// Current returns the id of the key that new links are signed with.
+func (k *Keys) Current() string { return k.current }
+
+// Append appends the token's text, signed with the named key, to b. A message
+// names the key it was requested with, so that it renders to the same bytes
+// after the signing key has changed.
+func (k *Keys) Append(b []byte, keyID string, t *Token) ([]byte, error) {
+	pool, ok := k.pools[keyID]
+	if !ok {
+		return b, fmt.Errorf("no secret for the signing key %q", keyID)
+	}
+	var stack [512]byte
+	p := append(stack[:0], version, byte(t.Purpose), byte(len(keyID)))
+	p = append(p, keyID...)
+	p = append(p, t.MessageID[:]...)
+	p = append(p, t.RunID[:]...)
+	for _, s := range [...]string{t.Channel, t.CampaignID, t.UserID, t.Target} {
+		p = binary.AppendUvarint(p, uint64(len(s)))
+		p = append(p, s...)
+	}
+	p = appendMAC(pool, p, p)
+	return base64.RawURLEncoding.AppendEncode(b, p), nil
+}
+
+// Parse checks the text of a token and returns what it carries, or ErrInvalid.
+func (k *Keys) Parse(purpose Purpose, text string) (*Token, error) {
+	p, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	if err != nil || len(p) < 3+macBytes || p[0] != version {
+		return nil, ErrInvalid
+	}
+	payload, mac := p[:len(p)-macBytes], p[len(p)-macBytes:]
+	rest := payload[2:]
+	idLen := int(rest[0])
+	if len(rest) < 1+idLen+32 {
+		return nil, ErrInvalid
+	}
+	pool, ok := k.pools[string(rest[1:1+idLen])]
+	if !ok || !hmac.Equal(mac, appendMAC(pool, nil, payload)) || Purpose(payload[1]) != purpose {
+		return nil, ErrInvalid
+	}
+	rest = rest[1+idLen:]
+	t := &Token{Purpose: purpose, MessageID: identity.ID(rest[:16]), RunID: identity.ID(rest[16:32])}
+	rest = rest[32:]
+	for _, s := range []*string{&t.Channel, &t.CampaignID, &t.UserID, &t.Target} {
+		n, w := binary.Uvarint(rest)
+		if w <= 0 || n > uint64(len(rest)-w) {
+			return nil, ErrInvalid
+		}
+		*s = string(rest[w : w+int(n)])
+		rest = rest[w+int(n):]
+	}
+	if len(rest) != 0 {
+		return nil, ErrInvalid
+	}
+	return t, nil
+}
+
+func appendMAC(pool *sync.Pool, b, payload []byte) []byte {
+	h := pool.Get().(hash.Hash)
+	defer pool.Put(h)
+	h.Reset()
+	h.Write(payload)
+	var sum [sha256.Size]byte
+	return append(b, h.Sum(sum[:0])[:macBytes]...)
+}
