@@ -1,0 +1,404 @@
+package event
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Kind says what a Value holds.
+type Kind uint8
+
+// The kinds, in the order of the schema's union.
+const (
+	KindNull Kind = iota
+	KindBool
+	KindInt
+	KindFloat
+	KindString
+	KindTime
+	KindJSON
+)
+
+// String is the kind's name: null, bool, int, float, string, time, json.
+func (k Kind) String() string {
+	names := [...]string{"null", "bool", "int", "float", "string", "time", "json"}
+	if int(k) < len(names) {
+		return names[k]
+	}
+	return "kind " + strconv.Itoa(int(k))
+}
+
+// Value is the value of an attribute or property. The zero Value is null.
+type Value struct {
+	kind Kind
+	bits uint64 // bool, int, float bits, micros since 1970
+	text string // string, JSON text
+}
+
+// Null is the value that says nothing.
+func Null() Value { return Value{} }
+
+// Bool is a truth value.
+func Bool(b bool) Value {
+	v := Value{kind: KindBool}
+	if b {
+		v.bits = 1
+	}
+	return v
+}
+
+// Int is a whole number.
+func Int(i int64) Value { return Value{kind: KindInt, bits: uint64(i)} }
+
+// Float is a number. NaN and infinities can be carried, but not written as JSON.
+func Float(f float64) Value { return Value{kind: KindFloat, bits: math.Float64bits(f)} }
+
+// String is a text.
+func String(s string) Value { return Value{kind: KindString, text: s} }
+
+// Time is a point in time, cut to microseconds.
+func Time(t time.Time) Value { return Value{kind: KindTime, bits: uint64(t.UnixMicro())} }
+
+// JSON is an array or object as canonical JSON text, which is not checked here;
+// FromJSON makes text canonical.
+func JSON(text string) Value { return Value{kind: KindJSON, text: text} }
+
+// Kind says what the value holds.
+func (v Value) Kind() Kind { return v.kind }
+
+// IsNull reports whether the value says nothing.
+func (v Value) IsNull() bool { return v.kind == KindNull }
+
+// Bool is the truth value; false for another kind.
+func (v Value) Bool() bool { return v.kind == KindBool && v.bits == 1 }
+
+// Int is the whole number; 0 for another kind.
+func (v Value) Int() int64 {
+	if v.kind != KindInt {
+		return 0
+	}
+	return int64(v.bits)
+}
+
+// Float is the number, whole or not; 0 for another kind.
+func (v Value) Float() float64 {
+	switch v.kind {
+	case KindFloat:
+		return math.Float64frombits(v.bits)
+	case KindInt:
+		return float64(int64(v.bits))
+	}
+	return 0
+}
+
+// Text is the string, or the JSON text; empty for another kind.
+func (v Value) Text() string { return v.text }
+
+// Time is the point in time, in UTC; the zero time for another kind.
+func (v Value) Time() time.Time {
+	if v.kind != KindTime {
+		return time.Time{}
+	}
+	return time.UnixMicro(int64(v.bits)).UTC()
+}
+
+// String is the value for people and text files: nothing for null, RFC 3339
+// for a time. Values are personal data: not for logs.
+func (v Value) String() string {
+	switch v.kind {
+	case KindBool:
+		return strconv.FormatBool(v.Bool())
+	case KindInt:
+		return strconv.FormatInt(v.Int(), 10)
+	case KindFloat:
+		return strconv.FormatFloat(v.Float(), 'g', -1, 64)
+	case KindTime:
+		return v.Time().Format(time.RFC3339Nano)
+	}
+	return v.text
+}
+
+// Equal reports whether kind and content are the same; 1 and 1.0 are not, NaN
+// and NaN are.
+func (v Value) Equal(w Value) bool {
+	return v == w || v.kind == KindFloat && w.kind == KindFloat && v.Float() == w.Float()
+}
+
+// Any is the value for templates and encoders: nil, bool, int64, float64,
+// string, time.Time, or decoded JSON ([]any, map[string]any, numbers int64
+// where they fit, else float64). JSON text that does not parse comes as string.
+func (v Value) Any() any {
+	switch v.kind {
+	case KindBool:
+		return v.Bool()
+	case KindInt:
+		return v.Int()
+	case KindFloat:
+		return v.Float()
+	case KindString:
+		return v.text
+	case KindTime:
+		return v.Time()
+	case KindJSON:
+		x, err := decodeJSON([]byte(v.text))
+		if err != nil {
+			return v.text
+		}
+		return x
+	}
+	return nil
+}
+
+// MarshalJSON writes times as RFC 3339 strings and JSON as it is.
+func (v Value) MarshalJSON() ([]byte, error) {
+	if v.kind == KindJSON {
+		return []byte(v.text), nil
+	}
+	b, err := json.Marshal(v.Any())
+	if err != nil {
+		return nil, fmt.Errorf("writing %s value as JSON: %w", v.kind, err)
+	}
+	return b, nil
+}
+
+// UnmarshalJSON is FromJSON; a time comes back as a string.
+func (v *Value) UnmarshalJSON(raw []byte) (err error) {
+	*v, err = FromJSON(raw)
+	return err
+}
+
+// FromJSON reads one JSON value. A number without fraction and exponent that
+// fits 64 bits is an Int, any other a Float, and one too large for that is
+// refused. Arrays and objects become canonical JSON text: no white space, keys
+// sorted, numbers by the same rule, of equal keys the last.
+func FromJSON(raw json.RawMessage) (Value, error) {
+	raw = bytes.TrimLeft(raw, " \t\r\n")
+	if len(raw) == 0 {
+		return Value{}, errors.New("reading JSON value: it is empty")
+	}
+	// Plain strings need no parser, and most properties are plain strings.
+	if n := len(raw) - 1; n > 0 && raw[0] == '"' && raw[n] == '"' && plain(raw[1:n]) {
+		return String(string(raw[1:n])), nil
+	}
+	x, err := decodeJSON(raw)
+	if err != nil {
+		return Value{}, fmt.Errorf("reading JSON value: %w", err)
+	}
+	return fromDecoded(x)
+}
+
+// plain reports whether the inside of a JSON string stands for itself.
+func plain(inside []byte) bool {
+	for _, c := range inside {
+		if c < ' ' || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return utf8.Valid(inside)
+}
+
+// FromAny makes a Value of what decoders and templates hand out: nil, bool, Go
+// numbers, strings, json.Number, json.RawMessage, time.Time, Value, and slices
+// and maps of these (as encoding/json writes them). NaN and infinities are
+// refused, an unsigned integer beyond int64 becomes a Float.
+func FromAny(x any) (Value, error) {
+	switch x := x.(type) {
+	case Value:
+		return x, nil
+	case time.Time:
+		return Time(x), nil
+	case json.RawMessage:
+		return FromJSON(x)
+	case json.Number:
+		n, err := number(x)
+		if err != nil {
+			return Value{}, err
+		}
+		return fromDecoded(n)
+	case int:
+		return Int(int64(x)), nil
+	case int8:
+		return Int(int64(x)), nil
+	case int16:
+		return Int(int64(x)), nil
+	case int32:
+		return Int(int64(x)), nil
+	case uint8:
+		return Int(int64(x)), nil
+	case uint16:
+		return Int(int64(x)), nil
+	case uint32:
+		return Int(int64(x)), nil
+	case uint:
+		return fromUint(uint64(x)), nil
+	case uint64:
+		return fromUint(x), nil
+	case float32:
+		return fromDecoded(float64(x))
+	case nil, bool, int64, float64, string:
+		return fromDecoded(x)
+	}
+	raw, err := json.Marshal(x)
+	if err != nil {
+		return Value{}, fmt.Errorf("making a value of %T: %w", x, err)
+	}
+	return FromJSON(raw)
+}
+
+func fromUint(u uint64) Value {
+	if u > math.MaxInt64 {
+		return Float(float64(u))
+	}
+	return Int(int64(u))
+}
+
+func fromDecoded(x any) (Value, error) {
+	switch x := x.(type) {
+	case nil:
+		return Null(), nil
+	case bool:
+		return Bool(x), nil
+	case int64:
+		return Int(x), nil
+	case float64:
+		if math.IsNaN(x) || math.IsInf(x, 0) {
+			return Value{}, fmt.Errorf("making a value: %v is not a number that JSON knows", x)
+		}
+		return Float(x), nil
+	case string:
+		return String(x), nil
+	}
+	text, err := canonical(x)
+	if err != nil {
+		return Value{}, fmt.Errorf("making a value of %T: %w", x, err)
+	}
+	return JSON(text), nil
+}
+
+// canonical writes decoded JSON; encoding/json sorts the keys of maps.
+func canonical(x any) (string, error) {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(x); err != nil {
+		return "", err
+	}
+	return strings.TrimSuffix(b.String(), "\n"), nil
+}
+
+// decodeJSON reads exactly one JSON value, numbers as int64 or float64.
+func decodeJSON(raw []byte) (any, error) {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
+	var x any
+	if err := d.Decode(&x); err != nil {
+		return nil, err
+	}
+	if d.More() {
+		return nil, errors.New("something follows the value")
+	}
+	return numbers(x)
+}
+
+// numbers replaces json.Number in place.
+func numbers(x any) (_ any, err error) {
+	switch x := x.(type) {
+	case json.Number:
+		return number(x)
+	case []any:
+		for i := range x {
+			if x[i], err = numbers(x[i]); err != nil {
+				return nil, err
+			}
+		}
+	case map[string]any:
+		for k := range x {
+			if x[k], err = numbers(x[k]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return x, nil
+}
+
+func number(n json.Number) (any, error) {
+	s := string(n)
+	if !strings.ContainsAny(s, ".eE") {
+		if i, err := strconv.ParseInt(s, 10, 64); err == nil {
+			return i, nil
+		}
+	}
+	f, err := strconv.ParseFloat(s, 64)
+	if err != nil || math.IsNaN(f) || math.IsInf(f, 0) {
+		return nil, fmt.Errorf("number %.40s does not fit a float", s)
+	}
+	return f, nil
+}
+
+func (v *Value) appendAvro(b []byte) []byte {
+	b = append(b, byte(v.kind)<<1)
+	switch v.kind {
+	case KindBool:
+		return append(b, byte(v.bits))
+	case KindInt, KindTime:
+		return appendLong(b, int64(v.bits))
+	case KindFloat:
+		return appendDouble(b, math.Float64frombits(v.bits))
+	case KindString, KindJSON:
+		return appendString(b, v.text)
+	}
+	return b
+}
+
+func (v *Value) readAvro(r *reader) {
+	branch := r.long()
+	if branch < 0 || branch > int64(KindJSON) {
+		r.fail("a value has no such branch")
+		return
+	}
+	*v = Value{kind: Kind(branch)}
+	switch v.kind {
+	case KindBool:
+		if r.bool() {
+			v.bits = 1
+		}
+	case KindInt, KindTime:
+		v.bits = uint64(r.long())
+	case KindFloat:
+		v.bits = math.Float64bits(r.double())
+	case KindString, KindJSON:
+		v.text = r.string()
+	}
+}
+
+// Sorted sorts by name, in place, as records carry attributes; of equal names
+// the last stays. It returns the shortened slice.
+func Sorted(values []NamedValue) []NamedValue {
+	slices.SortStableFunc(values, func(a, b NamedValue) int { return strings.Compare(a.Name, b.Name) })
+	n := 0
+	for i := range values {
+		if i+1 < len(values) && values[i+1].Name == values[i].Name {
+			continue
+		}
+		values[n] = values[i]
+		n++
+	}
+	return slices.Delete(values, n, len(values))
+}
+
+// Lookup finds a name among values that are sorted, as in every record.
+func Lookup(values []NamedValue, name string) (Value, bool) {
+	i, ok := slices.BinarySearchFunc(values, name, func(nv NamedValue, name string) int { return strings.Compare(nv.Name, name) })
+	if !ok {
+		return Null(), false
+	}
+	return values[i].Value, true
+}
