@@ -267,6 +267,7 @@ func cmp(less, more bool) int {
 type Problem struct {
 	Field   string // gte, in, …, or empty for the whole
 	Message string
+	Values  bool // the words are right and contradict each other by their values; a JSON Schema cannot tell
 }
 
 // Check says what is impossible about the comparisons, or nil.
@@ -286,21 +287,21 @@ func (o Ops) Check() *Problem {
 	}
 	switch {
 	case bounds+alone == 0:
-		return &Problem{"", "nothing to compare with; expected one of eq, in, gte, gt, lte, lt, exists"}
+		return &Problem{"", "nothing to compare with; expected one of eq, in, gte, gt, lte, lt, exists", false}
 	case alone > 1 || alone == 1 && bounds > 0:
-		return &Problem{"", "eq, in and exists stand alone; they cannot be combined with another comparison"}
+		return &Problem{"", "eq, in and exists stand alone; they cannot be combined with another comparison", false}
 	case o.Gte != nil && o.Gt != nil:
-		return &Problem{"gt", "gte and gt are both lower bounds; keep one"}
+		return &Problem{"gt", "gte and gt are both lower bounds; keep one", false}
 	case o.Lte != nil && o.Lt != nil:
-		return &Problem{"lt", "lte and lt are both upper bounds; keep one"}
+		return &Problem{"lt", "lte and lt are both upper bounds; keep one", false}
 	}
 	if o.In != nil {
 		if len(o.In) == 0 {
-			return &Problem{"in", "an empty list; no value could satisfy it"}
+			return &Problem{"in", "an empty list; no value could satisfy it", false}
 		}
 		for _, v := range o.In[1:] {
 			if v.Kind.String() != o.In[0].Kind.String() {
-				return &Problem{"in", fmt.Sprintf("a %s and a %s in one list; a value has one type", o.In[0].Kind, v.Kind)}
+				return &Problem{"in", fmt.Sprintf("a %s and a %s in one list; a value has one type", o.In[0].Kind, v.Kind), false}
 			}
 		}
 		return nil
@@ -318,7 +319,7 @@ func (o Ops) Check() *Problem {
 		name string
 	}{{lower, lowerName}, {upper, upperName}} {
 		if b.v != nil && b.v.Kind == Bool {
-			return &Problem{b.name, "booleans have no order; expected a number, a string or {time: …}"}
+			return &Problem{b.name, "booleans have no order; expected a number, a string or {time: …}", false}
 		}
 	}
 	if lower == nil || upper == nil {
@@ -326,10 +327,10 @@ func (o Ops) Check() *Problem {
 	}
 	order, ok := Compare(*lower, *upper)
 	if !ok {
-		return &Problem{upperName, fmt.Sprintf("%s is a %s and %s a %s; no value could satisfy both", lowerName, lower.Kind, upperName, upper.Kind)}
+		return &Problem{upperName, fmt.Sprintf("%s is a %s and %s a %s; no value could satisfy both", lowerName, lower.Kind, upperName, upper.Kind), true}
 	}
 	if order > 0 || order == 0 && (lowerOpen || upperOpen) {
-		return &Problem{upperName, fmt.Sprintf("no value could satisfy %s %s and %s %s", lowerName, lower, upperName, upper)}
+		return &Problem{upperName, fmt.Sprintf("no value could satisfy %s %s and %s %s", lowerName, lower, upperName, upper), true}
 	}
 	return nil
 }
@@ -363,18 +364,18 @@ func (b CountBounds) Count() (Count, *Problem) {
 		v    *int64
 	}{{"eq", b.Eq}, {"gte", b.Gte}, {"gt", b.Gt}, {"lte", b.Lte}, {"lt", b.Lt}} {
 		if f.v != nil && *f.v < 0 {
-			return c, &Problem{f.name, fmt.Sprintf("%d events; a count is never below 0", *f.v)}
+			return c, &Problem{f.name, fmt.Sprintf("%d events; a count is never below 0", *f.v), false}
 		}
 	}
 	switch {
 	case b == CountBounds{}:
-		return c, &Problem{"", "nothing to compare with; expected one of eq, gte, gt, lte, lt"}
+		return c, &Problem{"", "nothing to compare with; expected one of eq, gte, gt, lte or lt", false}
 	case b.Eq != nil && b != CountBounds{Eq: b.Eq}:
-		return c, &Problem{"eq", "eq stands alone; it cannot be combined with a bound"}
+		return c, &Problem{"eq", "eq stands alone; it cannot be combined with a bound", false}
 	case b.Gte != nil && b.Gt != nil:
-		return c, &Problem{"gt", "gte and gt are both lower bounds; keep one"}
+		return c, &Problem{"gt", "gte and gt are both lower bounds; keep one", false}
 	case b.Lte != nil && b.Lt != nil:
-		return c, &Problem{"lt", "lte and lt are both upper bounds; keep one"}
+		return c, &Problem{"lt", "lte and lt are both upper bounds; keep one", false}
 	}
 	upper := func(n int64) { c.Lte = &n }
 	switch {
@@ -396,12 +397,12 @@ func (b CountBounds) Count() (Count, *Problem) {
 	if b.Lt != nil {
 		name = "lt"
 		if *b.Lt == 0 {
-			return c, &Problem{name, "fewer than 0 events; no count could satisfy it"}
+			return c, &Problem{name, "fewer than 0 events; no count could satisfy it", false}
 		}
 		upper(*b.Lt - 1)
 	}
 	if c.Lte != nil && *c.Lte < c.Gte {
-		return c, &Problem{name, fmt.Sprintf("no count could be at least %d and at most %d", c.Gte, *c.Lte)}
+		return c, &Problem{name, fmt.Sprintf("no count could be at least %d and at most %d", c.Gte, *c.Lte), true}
 	}
 	return c, nil
 }
