@@ -200,7 +200,7 @@ func (d *decoder) event(n *node, path string) *filter.Event {
 	if !ok {
 		return e
 	}
-	if within := n.field("within"); within != nil && (n.field("since") != nil || n.field("until") != nil) {
+	if within := n.field("within"); within != nil && (e.Since != nil || e.Until != nil) {
 		d.shapeError(within, path+".within", "within and since or until are two windows", "one of them")
 	}
 	if e.Since != nil && e.Until != nil && !e.Since.Before(*e.Until) {

@@ -19,7 +19,7 @@ func (d *decoder) document(n *node) Definition {
 		return nil
 	}
 	for i, key := range []string{"kind", "id"} {
-		if n.field(key) != nil && (len(n.fields) <= i || n.fields[i].key != key) {
+		if n.field("kind") != nil && n.field(key) != nil && n.fields[i].key != key {
 			d.meaningError(n, key, "kind and id come first, in this order", "")
 			break
 		}
