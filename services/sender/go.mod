@@ -8,6 +8,8 @@ require (
 	github.com/hikyaku/hikyaku/services/internal v0.0.0
 )
 
+require github.com/stretchr/testify v1.12.1 // indirect
+
 replace github.com/hikyaku/hikyaku/schemas => ../../schemas
 
 replace github.com/hikyaku/hikyaku/services/internal => ../../services/internal
