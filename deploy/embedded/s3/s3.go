@@ -148,8 +148,8 @@ func start(o Options, dir, addr string) (*Server, error) {
 	ready := make(chan struct{})
 	go func() {
 		s.done <- embedgw.RunVersityGW(ctx, files, &embedgw.Config{
-			RootUserAccess:    o.AccessKeyID,
-			RootUserSecret:    o.SecretAccessKey,
+			RootUserAccess: o.AccessKeyID,
+			RootUserSecret: o.SecretAccessKey,
 			// Given, because the gateway prints to stdout when it has to choose.
 			IAMService: auth.NewIAMServiceSingle(auth.Account{
 				Access: o.AccessKeyID, Secret: o.SecretAccessKey, Role: auth.RoleAdmin,
