@@ -1,0 +1,198 @@
+// Package state is the resolver's local copy of what it knows of its people:
+// a cache of two changelog topics (profiles and person-state), never the truth.
+// The Kafka transaction commits first and the store after, with the changelog's
+// offset in the same store batch; after a crash between the two the missing
+// records are replayed from the changelog.
+package state
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/hikyaku/hikyaku/schemas/topic"
+)
+
+// Store holds the records of the partitions that this instance owns or once
+// owned, as the bytes that Kafka has. It is used from one goroutine at a time.
+type Store struct {
+	db *pebble.DB
+}
+
+// Open opens or makes the store in a directory of its own; another process
+// using it is an error.
+func Open(dir string, cacheBytes int64) (*Store, error) {
+	cache := pebble.NewCache(cacheBytes)
+	defer cache.Unref() // the database holds its own reference
+	db, err := pebble.Open(dir, &pebble.Options{
+		Cache:        cache,
+		MemTableSize: 16 << 20,
+		// The changelog is in Kafka: what a power cut takes from here is replayed.
+		WALBytesPerSync: 1 << 20,
+		Logger:          quiet{},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening the person store %s: %w", dir, err)
+	}
+	return &Store{db: db}, nil
+}
+
+// Close closes the store.
+func (s *Store) Close() error { return s.db.Close() }
+
+// Changelog names the two topics that the store mirrors by one byte in its keys.
+func changelog(name topic.Name) (byte, bool) {
+	switch name {
+	case topic.Profiles:
+		return 'p', true
+	case topic.PersonState:
+		return 's', true
+	}
+	return 0, false
+}
+
+func key(name topic.Name, partition int32, k []byte) []byte {
+	c, ok := changelog(name)
+	if !ok {
+		panic("state: " + string(name) + " is no changelog of the person store")
+	}
+	b := make([]byte, 0, 5+len(k))
+	b = append(b, 'd')
+	b = binary.BigEndian.AppendUint16(b, uint16(partition))
+	b = append(b, c)
+	return append(b, k...)
+}
+
+func markKey(name topic.Name, partition int32) []byte {
+	c, _ := changelog(name)
+	b := binary.BigEndian.AppendUint16([]byte{'m'}, uint16(partition))
+	return append(b, c)
+}
+
+// Get returns a copy of the record under a key, nil if there is none.
+func (s *Store) Get(name topic.Name, partition int32, k []byte) ([]byte, error) {
+	v, closer, err := s.db.Get(key(name, partition, k))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading %s/%d from the person store: %w", name, partition, err)
+	}
+	defer closer.Close()
+	return append([]byte(nil), v...), nil
+}
+
+// Mark is how far the store has followed one partition of a changelog.
+type Mark struct {
+	Offset    int64     // of the next record to apply
+	WrittenAt time.Time // of the last change; zero if there never was one
+}
+
+// Mark returns the mark of a partition; the zero Mark if it was never written.
+func (s *Store) Mark(name topic.Name, partition int32) (Mark, error) {
+	v, closer, err := s.db.Get(markKey(name, partition))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return Mark{}, nil
+	}
+	if err != nil {
+		return Mark{}, fmt.Errorf("reading the mark of %s/%d: %w", name, partition, err)
+	}
+	defer closer.Close()
+	if len(v) != 16 {
+		return Mark{}, fmt.Errorf("the mark of %s/%d has %d bytes", name, partition, len(v))
+	}
+	return Mark{Offset: int64(binary.BigEndian.Uint64(v)), WrittenAt: time.UnixMicro(int64(binary.BigEndian.Uint64(v[8:]))).UTC()}, nil
+}
+
+// Forget drops all records of a partition and its marks, so that it is rebuilt
+// from the start: a store that may have missed a tombstone (kept for
+// topic.DeleteRetention) would bring the dead back.
+func (s *Store) Forget(partition int32) error {
+	b := s.db.NewBatch()
+	defer b.Close()
+	for _, name := range []topic.Name{topic.Profiles, topic.PersonState} {
+		from := key(name, partition, nil)
+		to := append([]byte(nil), from...)
+		to[len(to)-1]++
+		if err := b.DeleteRange(from, to, nil); err != nil {
+			return fmt.Errorf("forgetting %s/%d: %w", name, partition, err)
+		}
+		if err := b.Delete(markKey(name, partition), nil); err != nil {
+			return fmt.Errorf("forgetting the mark of %s/%d: %w", name, partition, err)
+		}
+	}
+	return b.Commit(pebble.NoSync)
+}
+
+// Change is one record of a changelog as it was committed. A nil Value removes.
+type Change struct {
+	Topic     topic.Name
+	Partition int32
+	Offset    int64
+	Key       []byte
+	Value     []byte
+}
+
+// Apply writes changes and moves the marks past them, all or nothing. Changes
+// of one partition must come in the order of their offsets.
+func (s *Store) Apply(changes []Change, now time.Time) error {
+	b := s.db.NewBatch()
+	defer b.Close()
+	type part struct {
+		name      topic.Name
+		partition int32
+	}
+	next := map[part]int64{}
+	for i := range changes {
+		c := &changes[i]
+		var err error
+		if c.Value == nil {
+			err = b.Delete(key(c.Topic, c.Partition, c.Key), nil)
+		} else {
+			err = b.Set(key(c.Topic, c.Partition, c.Key), c.Value, nil)
+		}
+		if err != nil {
+			return fmt.Errorf("writing %s/%d to the person store: %w", c.Topic, c.Partition, err)
+		}
+		next[part{c.Topic, c.Partition}] = c.Offset + 1
+	}
+	for p, offset := range next {
+		if err := s.setMark(b, p.name, p.partition, offset, now); err != nil {
+			return err
+		}
+	}
+	if err := b.Commit(pebble.NoSync); err != nil {
+		return fmt.Errorf("committing to the person store: %w", err)
+	}
+	return nil
+}
+
+// Advance moves a mark without a record: past transaction markers, at the end
+// of a replay.
+func (s *Store) Advance(name topic.Name, partition int32, offset int64, now time.Time) error {
+	b := s.db.NewBatch()
+	defer b.Close()
+	if err := s.setMark(b, name, partition, offset, now); err != nil {
+		return err
+	}
+	return b.Commit(pebble.NoSync)
+}
+
+func (s *Store) setMark(b *pebble.Batch, name topic.Name, partition int32, offset int64, now time.Time) error {
+	v := binary.BigEndian.AppendUint64(nil, uint64(offset))
+	v = binary.BigEndian.AppendUint64(v, uint64(now.UnixMicro()))
+	if err := b.Set(markKey(name, partition), v, nil); err != nil {
+		return fmt.Errorf("marking %s/%d: %w", name, partition, err)
+	}
+	return nil
+}
+
+// quiet drops Pebble's own log; what goes wrong comes back as an error.
+type quiet struct{}
+
+func (quiet) Infof(string, ...any)           {}
+func (quiet) Errorf(string, ...any)          {}
+func (quiet) Fatalf(format string, a ...any) { panic(fmt.Sprintf("pebble: "+format, a...)) }

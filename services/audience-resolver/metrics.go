@@ -1,0 +1,22 @@
+package resolver
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics are the resolver's own; records, lag and results per stage come from
+// the loops.
+type metrics struct {
+	partitions prometheus.Gauge
+	parked     prometheus.Counter
+	admitted   *prometheus.CounterVec
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		partitions: prometheus.NewGauge(prometheus.GaugeOpts{Name: "resolver_partitions", Help: "Person partitions this instance owns."}),
+		parked:     prometheus.NewCounter(prometheus.CounterOpts{Name: "resolver_parked_total", Help: "Records put to dead letters by the person loop."}),
+		admitted: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "resolver_candidates_total",
+			Help: "Candidates decided, by result: requested, repeat, or the reason of the exclusion. Counted when decided, not when committed."}, []string{"result"}),
+	}
+	reg.MustRegister(m.partitions, m.parked, m.admitted)
+	return m
+}

@@ -1,0 +1,651 @@
+package resolver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/hikyaku/hikyaku/schemas/definition"
+	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/identity"
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/definitions"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/kafka"
+
+	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/admit"
+	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/ledger"
+	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/profile"
+	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/resolve"
+	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/runs"
+	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/schedule"
+	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/state"
+)
+
+// rememberMessages is how long the id of a message is known, so that a repeat
+// is recognised.
+const rememberMessages = 90 * 24 * time.Hour
+
+// rememberImports is how many imports of one segment a person's state keeps:
+// undo is another flip of the pointer, so the older lists must still be there.
+const rememberImports = 16
+
+// rateWindow is the span over which the rate of endings is measured.
+const rateWindow = 60
+
+// personLoop handles everything about people, in one transactional session: no
+// two records of one person are ever handled at once, anywhere.
+type personLoop struct {
+	cluster *kafka.Cluster
+	store   *state.Store
+	defs    *definitions.Store
+	view    *runs.View
+	caught  func(ctx context.Context) error // the view has read the topic runs to its present end
+	driver  *schedule.Driver
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+
+	// now is the time per partition: the maximum of the ticks seen. Time enters
+	// here and nowhere else.
+	now      map[int32]time.Time
+	counters map[counterKey]*bookedCounters
+	driven   map[identity.ID]*event.Run // latest state of runs that this instance drives
+	// campaigns names the campaign of runs with counters.
+	campaigns map[identity.ID]string
+	rates     map[int32]*rate
+	schedules map[string]scheduledAt // by campaign, decoded once per version
+	batch     *batch                 // of the transaction in flight
+
+	mu    sync.Mutex
+	owned []int32 // for the ticker, which runs beside the loop
+}
+
+// bookedCounters are counters as committed.
+type bookedCounters struct{ *event.RunCounters }
+
+type scheduledAt struct {
+	version int64
+	at      definition.At
+}
+
+// rate counts endings per second of the last minute on one partition.
+type rate struct {
+	perSecond [rateWindow]int64
+	at        int64 // unix second of the latest slot
+	since     int64 // first second measured
+}
+
+func newPersonLoop(c *kafka.Cluster, cfg Config, log *slog.Logger, m *metrics) *personLoop {
+	return &personLoop{cluster: c, cfg: cfg, log: log, metrics: m,
+		now: map[int32]time.Time{}, counters: map[counterKey]*bookedCounters{}, driven: map[identity.ID]*event.Run{},
+		campaigns: map[identity.ID]string{}, rates: map[int32]*rate{}, schedules: map[string]scheduledAt{}}
+}
+
+// decode reads a value of one of our own changelogs. A changelog that cannot be
+// read is Fatal: it is our state, and there is no going on without it.
+func (l *personLoop) decode(name topic.Name, value []byte, into event.Record) error {
+	err := l.cluster.Decode(&kgo.Record{Topic: name.In(l.cluster.Namespace()), Value: value}, into)
+	if err != nil && fault.ClassOf(err) == fault.ClassPoison {
+		return fault.Fatal(fmt.Errorf("reading %s from the person store: %w", name, err))
+	}
+	return err
+}
+
+// Transform decides over one batch.
+func (l *personLoop) Transform(ctx context.Context, records []*kgo.Record) ([]*kgo.Record, error) {
+	b := l.newBatch()
+	l.batch = b
+	for _, r := range inOrder(l.cluster.NameOf, records) {
+		err := l.handle(ctx, b, r)
+		if err == nil {
+			continue
+		}
+		if fault.ClassOf(err) != fault.ClassPoison {
+			return nil, fmt.Errorf("handling %s/%d at offset %d: %w", r.Topic, r.Partition, r.Offset, err)
+		}
+		// I2: parked with its reason, in the transaction that passes it.
+		b.out = append(b.out, l.cluster.DeadLetter(r, err))
+		if parked, about := l.cluster.Parked(r, err); about {
+			b.out = append(b.out, parked)
+		}
+		l.metrics.parked.Inc()
+	}
+	return b.flush(l.latest())
+}
+
+// latest is the latest time seen on any partition: for stamps people read.
+func (l *personLoop) latest() time.Time {
+	var t time.Time
+	for _, now := range l.now {
+		if now.After(t) {
+			t = now
+		}
+	}
+	return t
+}
+
+func (l *personLoop) handle(ctx context.Context, b *batch, r *kgo.Record) error {
+	switch l.cluster.NameOf(r.Topic) {
+	case topic.ProfileUpdates:
+		var patch event.ProfilePatch
+		if err := l.cluster.Decode(r, &patch); err != nil {
+			return err
+		}
+		return l.patch(b, &patch, r.Partition)
+	case topic.SegmentMembers:
+		var m event.SegmentMember
+		if err := l.cluster.Decode(r, &m); err != nil {
+			return err
+		}
+		return l.join(b, &m, r.Partition)
+	case topic.Outcomes:
+		var o event.Outcome
+		if err := l.cluster.Decode(r, &o); err != nil {
+			return err
+		}
+		return l.settle(b, &o, r.Partition)
+	case topic.RunRequests:
+		var q event.RunRequest
+		if err := l.cluster.Decode(r, &q); err != nil {
+			return err
+		}
+		return l.request(ctx, b, &q, r.Partition)
+	case topic.Ticks:
+		var t event.Tick
+		if err := l.cluster.Decode(r, &t); err != nil {
+			return err
+		}
+		return l.tick(ctx, b, &t, r.Partition)
+	case topic.Candidates:
+		var c event.Candidate
+		if err := l.cluster.Decode(r, &c); err != nil {
+			return err
+		}
+		return l.admit(ctx, b, &c, r.Partition)
+	}
+	return fault.Fatal(fmt.Errorf("the person loop does not read %s", r.Topic))
+}
+
+func (l *personLoop) patch(b *batch, patch *event.ProfilePatch, partition int32) error {
+	c, err := b.profile(patch.UserID, partition)
+	if err != nil {
+		return err
+	}
+	next := cloneProfile(c.rec)
+	if !profile.Apply(next, patch) {
+		return nil
+	}
+	if n := len(next.AppendAvro(nil)); n > profile.MaxBytes {
+		return fault.Poison(errTooLarge(n))
+	}
+	c.rec, c.dirty = next, true
+	return nil
+}
+
+func (l *personLoop) join(b *batch, m *event.SegmentMember, partition int32) error {
+	c, err := b.state(m.UserID, kindMemberships, partition)
+	if err != nil {
+		return err
+	}
+	member := event.Membership{SegmentID: m.SegmentID, ImportID: m.ImportID, Attributes: m.Attributes}
+	list := slices.Clone(c.rec.Memberships)
+	same := func(x event.Membership) bool { return x.SegmentID == m.SegmentID && x.ImportID == m.ImportID }
+	if i := slices.IndexFunc(list, same); i >= 0 {
+		list[i] = member // the later row of one list wins
+	} else {
+		list = append(list, member)
+		inSegment := func(x event.Membership) bool { return x.SegmentID == m.SegmentID }
+		n := 0
+		for i := range list {
+			if inSegment(list[i]) {
+				n++
+			}
+		}
+		if n > rememberImports {
+			oldest := slices.IndexFunc(list, inSegment)
+			list = slices.Delete(list, oldest, oldest+1)
+		}
+	}
+	before := c.rec.Memberships
+	c.rec.Memberships = list
+	if n := len(c.rec.AppendAvro(nil)); n > profile.MaxBytes {
+		c.rec.Memberships = before
+		return fault.Poison(errTooLarge(n))
+	}
+	c.dirty = true
+	return nil
+}
+
+// settle moves a message to the class that its outcomes say.
+func (l *personLoop) settle(b *batch, o *event.Outcome, partition int32) error {
+	c, err := b.state(o.UserID, kindMessages, partition)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(c.rec.Messages, func(m event.MessageState) bool { return m.MessageID == o.MessageID })
+	if i < 0 {
+		return nil // a test message, or one forgotten long ago
+	}
+	m := &c.rec.Messages[i]
+	attempt, ending := m.Attempt, m.Ending
+	before, moved := ledger.Apply(m, o.Outcome, o.Attempt)
+	if moved {
+		ledger.Move(b.count(m.RunID, m.CampaignID, partition), before, m.Class)
+		if before == ledger.Waiting {
+			b.ended[partition]++
+		}
+	}
+	if moved || m.Attempt != attempt || m.Ending != ending {
+		c.dirty = true
+	}
+	return nil
+}
+
+// admit decides over one candidate. It is the one place that drops a repeated
+// message_id (I5): from here to the provider all is transactional.
+func (l *personLoop) admit(ctx context.Context, b *batch, q *event.Candidate, partition int32) error {
+	campaign, run, err := l.runOf(ctx, q.RunID)
+	if err != nil {
+		return err
+	}
+	id := identity.Message(l.cluster.Namespace(), campaign, q.RunID.String(), q.UserID, "")
+	messages, err := b.state(q.UserID, kindMessages, partition)
+	if err != nil {
+		return err
+	}
+	books := b.count(q.RunID, campaign, partition)
+	if slices.ContainsFunc(messages.rec.Messages, func(m event.MessageState) bool { return m.MessageID == id }) {
+		books.Repeats++
+		return nil
+	}
+	person, err := b.profile(q.UserID, partition)
+	if err != nil {
+		return err
+	}
+	now := l.timeOf(partition, &run)
+	m := event.MessageState{MessageID: id, RunID: q.RunID, CampaignID: campaign, At: now}
+	address, why := admit.Decide(admit.Question{Profile: person.rec, Channel: run.Channel, Consent: run.Consent, Cancelled: run.CancelRequested})
+	if why != "" {
+		ledger.Exclude(&m)
+		ledger.CountExclusion(books, string(why))
+		err = b.emit(topic.Outcomes, q.UserID, &event.Outcome{OutcomeID: identity.Outcome(id, ledger.Excluded, 0, ""), MessageID: id, RunID: q.RunID, CampaignID: campaign,
+			Lane: run.Lane, UserID: q.UserID, Channel: run.Channel, Outcome: ledger.Excluded, Reason: string(why), OccurredAt: now})
+	} else {
+		ledger.Admit(&m)
+		books.Requested++
+		books.Waiting++
+		err = l.requestMessage(b, id, q, campaign, &run, person.rec, address, now, partition)
+	}
+	if err != nil {
+		return fmt.Errorf("admitting message %s: %w", id, err)
+	}
+	messages.rec.Messages = append(recent(messages.rec.Messages, now), m)
+	messages.dirty = true
+	return nil
+}
+
+func (l *personLoop) requestMessage(b *batch, id identity.ID, q *event.Candidate, campaign string, run *event.RunState, p *event.Profile, address string, now time.Time, partition int32) error {
+	req := &event.MessageRequest{MessageID: id, RunID: q.RunID, CampaignID: campaign, CampaignVersion: run.CampaignVersion, TemplateID: run.TemplateID, TemplateVersion: run.TemplateVersion,
+		Lane: run.Lane, UserID: q.UserID, Channel: run.Channel, Address: address, Policy: run.Policy, RequestedAt: now, ExpiresAt: run.ExpiresAt,
+		Locale: p.Locale, TimeZone: p.TimeZone, KeyID: l.cfg.TrackingKeyID}
+	req.Attributes = make([]event.NamedValue, 0, len(p.Attributes))
+	for i := range p.Attributes {
+		if !p.Attributes[i].Value.IsNull() {
+			req.Attributes = append(req.Attributes, event.NamedValue{Name: p.Attributes[i].Name, Value: p.Attributes[i].Value})
+		}
+	}
+	if len(run.Segments) > 0 {
+		memberships, err := b.state(q.UserID, kindMemberships, partition)
+		if err != nil {
+			return err
+		}
+		for _, pin := range run.Segments {
+			for i := range memberships.rec.Memberships {
+				if m := &memberships.rec.Memberships[i]; m.SegmentID == pin.SegmentID && slices.Contains(pin.ImportIDs, m.ImportID) {
+					req.Segments = append(req.Segments, event.SegmentValues{SegmentID: m.SegmentID, Attributes: m.Attributes})
+				}
+			}
+		}
+	}
+	return b.emit(topic.MessageRequestsBulk, q.UserID, req)
+}
+
+// recent drops what is too old to be remembered and waits for nothing.
+func recent(messages []event.MessageState, now time.Time) []event.MessageState {
+	return slices.DeleteFunc(messages, func(m event.MessageState) bool {
+		return m.Class != ledger.Waiting && now.Sub(m.At) > rememberMessages
+	})
+}
+
+// timeOf is the time of a decision: the partition's latest tick, or, before
+// the first one since the assignment, the moment the run began.
+func (l *personLoop) timeOf(partition int32, run *event.RunState) time.Time {
+	if now := l.now[partition]; now.After(run.AsOf) {
+		return now
+	}
+	return run.AsOf
+}
+
+// runOf returns a run that some driver, here or elsewhere, has written. What is
+// asked for was committed after the run's state, so reading to the end finds it.
+func (l *personLoop) runOf(ctx context.Context, id identity.ID) (string, event.RunState, error) {
+	if campaign, s, ok := l.view.State(id); ok {
+		return campaign, s, nil
+	}
+	if err := l.caught(ctx); err != nil {
+		return "", event.RunState{}, fault.Transient(fmt.Errorf("reading the topic runs: %w", err))
+	}
+	campaign, s, ok := l.view.State(id)
+	if !ok {
+		return "", event.RunState{}, fault.Poison(fmt.Errorf("run %s does not exist", id))
+	}
+	return campaign, s, nil
+}
+
+// request starts or cancels a run.
+func (l *personLoop) request(ctx context.Context, b *batch, q *event.RunRequest, partition int32) error {
+	now := l.now[partition]
+	if q.RequestedAt.After(now) {
+		now = q.RequestedAt
+	}
+	switch q.Action {
+	case "cancel":
+		if q.RunID == nil {
+			return fault.Poison(errors.New("a cancel names no run"))
+		}
+		if _, _, err := l.runOf(ctx, *q.RunID); err != nil {
+			return err
+		}
+		r, _ := b.run(*q.RunID)
+		if runs.Ended(r.State.State) || r.State.CancelRequested {
+			return nil
+		}
+		r.State.CancelRequested, r.State.UpdatedAt = true, now
+		b.write(r.RunID, r.CampaignID, r.State)
+		return nil
+	case "start":
+		id := identity.Run(l.cluster.Namespace(), q.CampaignID, q.RequestID.String())
+		if _, known := b.run(id); known {
+			return nil
+		}
+		// The definitions that the request means were written before it.
+		if err := l.defs.CaughtUp(ctx); err != nil {
+			return fault.Transient(fmt.Errorf("reading the definitions: %w", err))
+		}
+		return l.begin(b, id, q.CampaignID, q.Again, &q.RequestID, q.RequestedAt, now)
+	}
+	return fault.Poison(fmt.Errorf("unknown action %q", q.Action))
+}
+
+// begin writes the first state of a run: preparing, or refused with the reason.
+func (l *personLoop) begin(b *batch, id identity.ID, campaignID string, again bool, requestID *identity.ID, requestedAt, now time.Time) error {
+	v, why, err := l.versions(campaignID)
+	if err != nil {
+		return err
+	}
+	if why == "" && !again {
+		for _, other := range l.runsOf(b, campaignID) {
+			if r, ok := b.run(other); ok && other != id && r.State.State != runs.Refused && r.State.State != runs.Failed {
+				why = fmt.Sprintf("campaign %s has run before, as run %s; start it with --again to send it once more", campaignID, other)
+				break
+			}
+		}
+	}
+	if why != "" {
+		b.write(id, campaignID, schedule.Refused(requestID, requestedAt, now, why))
+		return nil
+	}
+	b.write(id, campaignID, schedule.New(v, requestID, requestedAt, now))
+	return nil
+}
+
+// runsOf returns the runs of a campaign, those of this batch included.
+func (l *personLoop) runsOf(b *batch, campaignID string) []identity.ID {
+	out := l.view.OfCampaign(campaignID)
+	for _, m := range []map[identity.ID]*event.Run{l.driven, b.runs} {
+		for id, r := range m {
+			if r.CampaignID == campaignID {
+				out = append(out, id)
+			}
+		}
+	}
+	return out
+}
+
+// versions pins the definitions in force, or says in words what is missing.
+func (l *personLoop) versions(campaignID string) (v schedule.Versions, missing string, err error) {
+	campaign, ok := l.defs.Head(definition.KindCampaign, campaignID)
+	if !ok {
+		return v, notApplied("campaign", campaignID), nil
+	}
+	v.CampaignVersion = campaign.Number
+	if v.Campaign, err = definitions.Decode[*definition.Campaign](campaign); err != nil {
+		return v, "", err
+	}
+	head, ok := l.defs.Head(definition.KindAudience, v.Campaign.Audience)
+	if !ok {
+		return v, notApplied("audience", v.Campaign.Audience), nil
+	}
+	v.AudienceVersion = head.Number
+	audience, err := definitions.Decode[*definition.Audience](head)
+	if err != nil {
+		return v, "", err
+	}
+	if head, ok = l.defs.Head(definition.KindTemplate, v.Campaign.Template); !ok {
+		return v, notApplied("template", v.Campaign.Template), nil
+	}
+	template, err := definitions.Decode[*definition.Template](head)
+	if err != nil {
+		return v, "", err
+	}
+	v.TemplateVersion, v.Channel = head.Number, template.Channel
+	for _, segment := range audience.Filter.Segments() {
+		pin := event.SegmentPin{SegmentID: segment}
+		if def, ok := l.defs.Head(definitions.KindSegment, segment); ok {
+			s, err := definitions.DecodeSegment(def)
+			if err != nil {
+				return v, "", err
+			}
+			pin.ImportIDs = s.Imports
+		}
+		v.Segments = append(v.Segments, pin)
+	}
+	return v, "", nil
+}
+
+func notApplied(kind, id string) string {
+	return fmt.Sprintf("there is no %s %s; apply it first", kind, id)
+}
+
+// tick moves time on, and with it the schedules and runs driven from here.
+func (l *personLoop) tick(ctx context.Context, b *batch, t *event.Tick, partition int32) error {
+	if !t.At.After(l.now[partition]) {
+		return nil // late or repeated: harmless, time is the maximum seen
+	}
+	l.now[partition] = t.At
+	now := t.At
+	drives := func(campaign string) bool { return topic.Partition(campaign, l.cluster.P()) == partition }
+
+	for _, def := range l.defs.All(definition.KindCampaign) {
+		id := def.ID
+		if !drives(id) {
+			continue
+		}
+		at, err := l.scheduled(def)
+		if err != nil {
+			return err
+		}
+		due, late := schedule.Due(at, now)
+		if !due {
+			continue
+		}
+		run := identity.Run(l.cluster.Namespace(), id, at.Time.UTC().Format(time.RFC3339Nano))
+		if _, known := b.run(run); known {
+			continue
+		}
+		if late != "" {
+			b.write(run, id, schedule.Refused(nil, at.Time, now, late))
+		} else if err := l.begin(b, run, id, false, nil, at.Time, now); err != nil {
+			return err
+		}
+	}
+
+	for _, id := range l.view.Open(drives) {
+		r, _ := b.run(id)
+		if runs.Ended(r.State.State) {
+			continue // the view has not read the end of it yet
+		}
+		step := l.driver.Tick(id, *r.State, now)
+		if step.State == nil {
+			continue
+		}
+		b.write(id, r.CampaignID, step.State)
+		for shard := range step.Shards {
+			rec, err := resolve.ShardRecord(l.cluster, &event.RunShard{RunID: id, CampaignID: r.CampaignID, Shard: shard, Of: step.Shards})
+			if err != nil {
+				return err
+			}
+			b.out = append(b.out, rec)
+		}
+		l.log.InfoContext(ctx, "run moved on", "run_id", id.String(), "campaign_id", r.CampaignID, "from", r.State.State, "to", step.State.State, "note", step.State.Note)
+	}
+	return nil
+}
+
+// scheduled returns when a campaign is to start.
+func (l *personLoop) scheduled(v definitions.Version) (definition.At, error) {
+	if known, ok := l.schedules[v.ID]; ok && known.version == v.Number {
+		return known.at, nil
+	}
+	campaign, err := definitions.Decode[*definition.Campaign](v)
+	if err != nil {
+		return definition.At{}, err
+	}
+	l.schedules[v.ID] = scheduledAt{v.Number, campaign.At}
+	return campaign.At, nil
+}
+
+// Committed books what the batch changed. The Kafka transaction has committed;
+// the store follows, with the changelog's offsets in the same store batch.
+func (l *personLoop) Committed(out []*kgo.Record) {
+	b := l.batch
+	l.batch = nil
+	if b == nil {
+		return
+	}
+	var changes []state.Change
+	for _, r := range out {
+		if name := l.cluster.NameOf(r.Topic); name == topic.Profiles || name == topic.PersonState {
+			changes = append(changes, state.Change{Topic: name, Partition: r.Partition, Offset: r.Offset, Key: r.Key, Value: r.Value})
+		}
+	}
+	if len(changes) > 0 {
+		if err := l.store.Apply(changes, time.Now()); err != nil {
+			// The changelog has it, the store does not: going on would decide from
+			// an old state. A restart replays.
+			panic(fmt.Errorf("following the changelog: %w", err))
+		}
+	}
+	for k, c := range b.counters {
+		l.counters[k] = &bookedCounters{c}
+	}
+	for id, r := range b.runs {
+		l.driven[id] = r
+	}
+	l.forgetEnded()
+	for partition, n := range b.ended {
+		l.rateOf(partition).add(l.now[partition].Unix(), n)
+	}
+}
+
+// forgetEnded drops runs from the driver's own books once the view, which
+// trails them, has read their end too. Before that the view would show them
+// open, and they would be ended twice.
+func (l *personLoop) forgetEnded() {
+	for id := range l.driven {
+		if _, s, ok := l.view.State(id); ok && runs.Ended(s.State) {
+			delete(l.driven, id)
+			l.driver.Drop(id)
+		}
+	}
+}
+
+// Aborted drops the overlay; the batch will be read again.
+func (l *personLoop) Aborted() { l.batch = nil }
+
+// Pause names the candidates that must wait: those of partitions where a run
+// has as many people waiting as its share of the window. Whatever is beyond the
+// provider's pace stays a candidate, so that cancel and unsubscribe act on it.
+func (l *personLoop) Pause() map[topic.Name][]int32 {
+	waiting := map[int32]int64{}
+	for k, c := range l.counters {
+		waiting[k.partition] = max(waiting[k.partition], c.Waiting)
+	}
+	var paused []int32
+	for partition, n := range waiting {
+		if n >= l.share(partition) {
+			paused = append(paused, partition)
+		}
+	}
+	return map[topic.Name][]int32{topic.Candidates: paused}
+}
+
+// share is a partition's part of the window: never above a minute of the
+// measured rate, once a minute has been measured.
+func (l *personLoop) share(partition int32) int64 {
+	share := max(1, int64(l.cfg.Window)/int64(l.cluster.P()))
+	r := l.rateOf(partition)
+	if measured, ok := r.lastMinute(l.now[partition].Unix()); ok {
+		share = min(share, max(minShare, measured))
+	}
+	return share
+}
+
+// minShare keeps a run going, at any rate.
+const minShare = 16
+
+func (l *personLoop) rateOf(partition int32) *rate {
+	r := l.rates[partition]
+	if r == nil {
+		r = &rate{}
+		l.rates[partition] = r
+	}
+	return r
+}
+
+func (r *rate) turn(now int64) {
+	if now-r.at >= rateWindow {
+		r.perSecond = [rateWindow]int64{}
+		r.since = now // idle for the whole window: measure anew
+	} else {
+		for s := r.at + 1; s <= now; s++ {
+			r.perSecond[s%rateWindow] = 0
+		}
+	}
+	r.at = max(r.at, now)
+}
+
+func (r *rate) add(now, n int64) {
+	r.turn(now)
+	r.perSecond[r.at%rateWindow] += n
+}
+
+// lastMinute is the number of endings in the last minute, if one was measured.
+func (r *rate) lastMinute(now int64) (int64, bool) {
+	r.turn(now)
+	if now-r.since < rateWindow {
+		return 0, false
+	}
+	var n int64
+	for _, c := range r.perSecond {
+		n += c
+	}
+	return n, true
+}

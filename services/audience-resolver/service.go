@@ -1,0 +1,165 @@
+// Package resolver is the audience-resolver: it decides when a run starts, who
+// is in it, who may be messaged, and when a run balances. Three loops share one
+// picture of runs and definitions: the person loop (everything about people,
+// one transaction per batch), the shard loop (ClickHouse to candidates), and
+// the ticker, through which time enters.
+package resolver
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/identity"
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
+	"github.com/hikyaku/hikyaku/services/internal/definitions"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/kafka"
+	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
+	"github.com/hikyaku/hikyaku/services/internal/telemetry"
+
+	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/resolve"
+	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/runs"
+	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/schedule"
+	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/state"
+)
+
+// maxPoll bounds a batch of the person loop to about 20 ms of work, so that a
+// transaction is short and nothing waits long behind another.
+const maxPoll = 2000
+
+// Service is one instance of the resolver.
+type Service struct {
+	cfg     Config
+	tel     *telemetry.Telemetry
+	cluster *kafka.Cluster
+	conn    *clickhouse.Conn
+	metrics *metrics
+}
+
+// New validates and wires; it opens nothing.
+func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
+	cluster, err := kafka.New(cfg.Kafka, topic.Resolver, tel)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := clickhouse.Open(cfg.ClickHouse, cfg.Kafka.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	return &Service{cfg: cfg, tel: tel, cluster: cluster, conn: conn, metrics: newMetrics(tel.Registry)}, nil
+}
+
+// Run resolves until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	defer s.conn.Close()
+	if err := s.cluster.Start(ctx); err != nil {
+		return err
+	}
+	defer s.cluster.Close()
+	store, err := state.Open(filepath.Join(s.cfg.DataDir, s.cluster.Member()), s.cfg.StoreCacheMiB<<20)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	ticks, err := s.cluster.Producer()
+	if err != nil {
+		return err
+	}
+	defer ticks.Close()
+
+	// What the loops read must outlive them: a batch in hand at the signal may
+	// still ask the tables and ClickHouse. loops ends first, then behind.
+	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBehind()
+	loops, ctx := errgroup.WithContext(ctx)
+
+	defs := definitions.NewStore(s.cluster)
+	view := runs.NewView()
+	table := s.cluster.Table([]topic.Name{topic.Runs}, func(r *kgo.Record) error { return applyRun(s.cluster, view, r) })
+	loops.Go(func() error { return untilStopped(defs.Run(behind), behind) })
+	loops.Go(func() error { return untilStopped(table.Run(behind), behind) })
+
+	asker := &asker{conn: s.conn, defs: defs}
+	driver := schedule.NewDriver(behind, view, asker, waiter{s.cluster}, s.cfg.StaleAfter)
+	person := newPersonLoop(s.cluster, s.cfg, s.tel.Log, s.metrics)
+	person.store, person.defs, person.view, person.driver, person.caught = store, defs, view, driver, table.CaughtUp
+
+	shards := &resolve.Shards{Cluster: s.cluster, Reader: asker, Now: func() time.Time { return time.Now().UTC().Truncate(time.Microsecond) },
+		State: func(ctx context.Context, run identity.ID) (event.RunState, error) {
+			return stateOf(ctx, view, table, run)
+		}}
+
+	work, ctx := errgroup.WithContext(ctx)
+	loops.Go(func() error {
+		defer stopBehind() // the tables end when the last loop has
+		work.Go(func() error {
+			return s.cluster.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupPersonLoop, Topics: topic.ReadBy(topic.GroupPersonLoop),
+				MaxPollRecords: maxPoll, KeepControlRecords: true, Transformer: person})
+		})
+		work.Go(func() error {
+			return s.cluster.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupShardLoop, Topics: topic.ReadBy(topic.GroupShardLoop),
+				MaxPollRecords: 1, Transformer: kafka.Each(s.cluster, shards.Resolve)})
+		})
+		work.Go(func() error { return (&ticker{s.cluster, ticks, person.Owned}).Run(ctx) })
+		return work.Wait()
+	})
+	err = loops.Wait()
+	stopBehind()
+	driver.Wait()
+	return err
+}
+
+var _ lifecycle.Service = (*Service)(nil)
+
+// untilStopped drops the error of something that ended because it was told to.
+func untilStopped(err error, ctx context.Context) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func applyRun(c *kafka.Cluster, view *runs.View, r *kgo.Record) error {
+	if r.Value == nil {
+		return nil
+	}
+	var rec event.Run
+	if err := c.Decode(r, &rec); err != nil {
+		return fmt.Errorf("reading run %s: %w", r.Key, err)
+	}
+	view.Apply(string(r.Key), &rec)
+	return nil
+}
+
+// stateOf returns a run's state; the shard that names it was written after it.
+func stateOf(ctx context.Context, view *runs.View, table *kafka.Table, run identity.ID) (event.RunState, error) {
+	if _, s, ok := view.State(run); ok {
+		return s, nil
+	}
+	if err := table.CaughtUp(ctx); err != nil {
+		return event.RunState{}, fault.Transient(fmt.Errorf("reading the topic runs: %w", err))
+	}
+	_, s, ok := view.State(run)
+	if !ok {
+		return s, fault.Poison(fmt.Errorf("run %s does not exist", run))
+	}
+	return s, nil
+}
+
+// waiter lets the driver wait for the pipeline.
+type waiter struct{ cluster *kafka.Cluster }
+
+func (w waiter) Fresh(ctx context.Context, report func(string)) error {
+	return schedule.Fresh(ctx, w.cluster, report)
+}
+
+func (w waiter) Sunk(ctx context.Context, report func(string)) error {
+	return schedule.Sunk(ctx, w.cluster, report, topic.MessageRequestsBulk, topic.Outcomes, topic.Runs)
+}
