@@ -1,0 +1,126 @@
+package kafka
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/identity"
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
+)
+
+// ErrTooLarge says that a record is larger than topic.MaxRecordBytes and was not
+// made. What that means for the person or message is for the caller to say.
+var ErrTooLarge = errors.New("record too large")
+
+// Headers of records about a message, so that one that cannot be decoded can still
+// be counted.
+const (
+	HeaderMessageID = "message_id" // 32 hex digits
+	HeaderRunID     = "run_id"     // 32 hex digits
+	HeaderUserID    = "user_id"
+	HeaderAttempt   = "attempt" // of Message only, decimal: which attempt cannot be made if it is parked
+)
+
+// Record makes the record for key, on the partition where the key lives. A nil rec
+// is a tombstone. Errors: ErrTooLarge; anything else is a bug.
+func (c *Cluster) Record(name topic.Name, key string, rec event.Record) (*kgo.Record, error) {
+	n, err := c.partitions(name)
+	if err != nil {
+		return nil, err
+	}
+	return c.RecordAt(name, topic.Partition(key, n), key, rec)
+}
+
+// RecordAt is Record with the partition given, for topics whose key is not what
+// they are partitioned by: ticks, person-state.
+func (c *Cluster) RecordAt(name topic.Name, partition int32, key string, rec event.Record) (*kgo.Record, error) {
+	n, err := c.partitions(name)
+	if err != nil {
+		return nil, err
+	}
+	if partition < 0 || int(partition) >= n {
+		return nil, fault.Fatal(fmt.Errorf("making a record for %s: partition %d of %d", name, partition, n))
+	}
+	r := &kgo.Record{Topic: name.In(c.cfg.Namespace), Partition: partition, Key: []byte(key)}
+	if rec == nil {
+		return r, nil
+	}
+	if want := c.catalogue[name].Record; rec.SchemaName() != want {
+		return nil, fault.Fatal(fmt.Errorf("making a record for %s: it holds %s, not %s", name, want, rec.SchemaName()))
+	}
+	r.Value = rec.AppendAvro(event.AppendHeader(make([]byte, 0, 256), c.ids[name]))
+	r.Headers = headers(rec)
+	// Checked here and not by the broker, whose refusal comes when the decision
+	// has long been made and would stop the line for ever.
+	if size := len(r.Value) + len(key); size > topic.MaxRecordBytes {
+		return nil, fmt.Errorf("%w: %s of %d bytes for %s, at most %d", ErrTooLarge, rec.SchemaName(), size, name, topic.MaxRecordBytes)
+	}
+	return r, nil
+}
+
+func headers(rec event.Record) []kgo.RecordHeader {
+	switch m := rec.(type) {
+	case *event.MessageRequest:
+		return messageHeaders(m.MessageID, m.RunID, m.UserID, nil)
+	case *event.Message:
+		return messageHeaders(m.MessageID, m.RunID, m.UserID, strconv.AppendInt(nil, int64(m.Attempt), 10))
+	case *event.Outcome:
+		return messageHeaders(m.MessageID, m.RunID, m.UserID, nil)
+	case *event.Engagement:
+		return messageHeaders(m.MessageID, m.RunID, m.UserID, nil)
+	}
+	return nil
+}
+
+func messageHeaders(message, run identity.ID, userID string, attempt []byte) []kgo.RecordHeader {
+	text := make([]byte, 0, 64+len(userID))
+	text = hex.AppendEncode(text, message[:])
+	text = hex.AppendEncode(text, run[:])
+	text = append(text, userID...)
+	h := make([]kgo.RecordHeader, 3, 4)
+	h[0] = kgo.RecordHeader{Key: HeaderMessageID, Value: text[:32:32]}
+	h[1] = kgo.RecordHeader{Key: HeaderRunID, Value: text[32:64:64]}
+	h[2] = kgo.RecordHeader{Key: HeaderUserID, Value: text[64:]}
+	if attempt != nil {
+		h = append(h, kgo.RecordHeader{Key: HeaderAttempt, Value: attempt})
+	}
+	return h
+}
+
+func header(r *kgo.Record, key string) string {
+	for _, h := range r.Headers {
+		if h.Key == key {
+			return string(h.Value)
+		}
+	}
+	return ""
+}
+
+// Decode reads a record's value with the schema it was written with, whichever
+// version that is (I7). A registry that is away or does not know the schema is
+// Transient; bytes that do not fit their schema are Poison.
+func (c *Cluster) Decode(r *kgo.Record, into event.Record) error {
+	id, payload, err := event.SplitHeader(r.Value)
+	if err != nil {
+		return fault.Poison(fmt.Errorf("decoding %s: %w", c.origin(r), err))
+	}
+	w, err := c.writerOf(id)
+	if err != nil {
+		return fmt.Errorf("decoding %s: %w", c.origin(r), err)
+	}
+	if err := event.DecodeWith(w.schema, payload, into); err != nil {
+		return fault.Poison(fmt.Errorf("decoding %s: %w", c.origin(r), err))
+	}
+	return nil
+}
+
+// origin names a record without saying anything about a person.
+func (c *Cluster) origin(r *kgo.Record) string {
+	return fmt.Sprintf("%s/%d@%d", c.NameOf(r.Topic), r.Partition, r.Offset)
+}

@@ -1,0 +1,490 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
+)
+
+// Transformer decides: from records that were read, those to be written. It must
+// give the same answer when asked again, because an aborted transaction's batch
+// is read again.
+type Transformer interface {
+	// Transform gets one batch, in order within each partition, without control
+	// records. The context outlives a signal by the drain time (I4). A Transient
+	// error repeats the batch after a pause; any other ends the loop. Poison
+	// records are the transformer's to park, with Cluster.Park.
+	Transform(ctx context.Context, batch []*kgo.Record) (out []*kgo.Record, err error)
+}
+
+// Assigner is a Transformer with state per partition.
+type Assigner interface {
+	// Assigned runs after the offsets of these partitions were fetched, hence
+	// after their former owner's last transaction, and before any of their
+	// records is handed over. Partition numbers stand for the same partition of
+	// every topic. It may take long: heartbeats go on. The context is cancelled
+	// when the next rebalance begins. An error that is not Transient ends the
+	// loop; a Transient one is repeated after a pause.
+	Assigned(ctx context.Context, partitions []int32) error
+	// Revoked takes them away: Transform is not running and will not see records
+	// of them again before another Assigned. It also follows an Assigned that
+	// failed.
+	Revoked(partitions []int32)
+}
+
+// Committer is a Transformer that wants to know what became of its outputs.
+type Committer interface {
+	// Committed gets the last Transform's output, now durable, with Partition and
+	// Offset filled in.
+	Committed(out []*kgo.Record)
+	// Aborted says that the last Transform never happened.
+	Aborted()
+}
+
+// Pauser is a Transformer that holds some partitions back.
+type Pauser interface {
+	// Pause is asked after each batch, and every few seconds when there is none;
+	// it returns all partitions that are not to be read from now on. It never
+	// runs at the same time as Transform, Assigned or Revoked.
+	Pause() map[topic.Name][]int32
+}
+
+// TransformOptions say what a Transform loop reads and who decides.
+type TransformOptions struct {
+	Group  topic.Group
+	Topics []topic.Name // the group's, as in the catalogue, when empty
+	// MaxPollRecords bounds a batch, control records included; 500 when 0. A
+	// batch should be 20 ms of work, and must be far less than 2 s.
+	MaxPollRecords int
+	// KeepControlRecords lets the committed offset pass transaction markers: for
+	// groups that the freshness barrier waits for.
+	KeepControlRecords bool
+	Transformer        Transformer
+	// Window is how long further polls may join the first of a batch, up to
+	// MaxPollRecords; 0 takes what the first poll gives.
+	Window time.Duration
+}
+
+// errRenew ends a session that a new client can take up where it was.
+var errRenew = errors.New("the transactional session must be renewed")
+
+// RunTransform reads, decides and writes until ctx ends; then it finishes the batch
+// in hand and returns nil. Outputs and offsets commit in one transaction, named
+// <namespace>.<member> (with the group's suffix), or the batch is read again.
+func (c *Cluster) RunTransform(ctx context.Context, o TransformOptions) error {
+	if o.MaxPollRecords == 0 {
+		o.MaxPollRecords = 500
+	}
+	if len(o.Topics) == 0 {
+		o.Topics = topic.ReadBy(o.Group)
+	}
+	work, stop := lifecycle.Drain(ctx)
+	defer stop()
+	component := "loop " + string(o.Group)
+	defer c.tel.Health.Rest(component)
+	s := c.metrics.stage(string(o.Group))
+	pause := newBackoff()
+	for {
+		err := c.transformSession(ctx, work, o, s, component)
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, errRenew):
+			return err
+		case ctx.Err() != nil:
+			return nil
+		}
+		c.tel.Health.Set(component, err)
+		if !pause.wait(ctx, nil) {
+			return nil
+		}
+	}
+}
+
+// transformLoop is one session: one client, from join to close.
+type transformLoop struct {
+	*membership
+	o         TransformOptions
+	component string
+	sess      *kgo.GroupTransactSession
+	ctx       context.Context // ends when input is to stop
+	work      context.Context // ends when the drain time is over
+	pause     *backoff
+	paused    map[string][]int32
+
+	ownedMu sync.Mutex
+	owned   []int32 // given to Assigned and not to Revoked since
+}
+
+func (c *Cluster) transformSession(ctx, work context.Context, o TransformOptions, s *stage, component string) error {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	l := &transformLoop{membership: c.newMembership(o.Group, s, end), o: o, component: component, ctx: ctx, work: work, pause: newBackoff()}
+	h := l.hooks()
+	h.assigned, h.fetched, h.gone = l.onAssigned, l.onFetched, l.onGone
+
+	sess, err := kgo.NewGroupTransactSession(join(
+		c.clientOptions(string(o.Group)), c.producerOptions(),
+		c.groupOptions(o.Group, o.Topics, o.KeepControlRecords, h),
+		c.transactionOptions(c.transactionalID(o.Group)),
+		[]kgo.Opt{kgo.WithHooks(l.membership)},
+	)...)
+	if err != nil {
+		return fmt.Errorf("building the client of group %s: %w", o.Group, err)
+	}
+	l.sess = sess
+	l.client.Store(sess.Client())
+	defer func() {
+		sess.CloseAllowingRebalance()
+		l.release()
+	}()
+	for {
+		c.tel.Health.Beat(component, maxTurn)
+		err := l.turn()
+		if cause := context.Cause(ctx); cause != nil && !isContext(cause) {
+			return cause // a hook has ended the loop
+		}
+		if err != nil || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// turn is one batch, from poll to commit.
+func (l *transformLoop) turn() error {
+	fetches := l.gather(l.ctx, l.sess.PollRecords, l.o.MaxPollRecords, 0, l.o.Window, pollTimeout)
+	// I3: nothing is in flight when this runs: the transaction has ended.
+	defer l.letGo(l.sess.AllowRebalance)
+	defer l.applyPauses()
+	if err := l.pollErrors(fetches); err != nil {
+		return err
+	}
+	batch, n := data(fetches)
+	if n == 0 {
+		return nil
+	}
+	var out []*kgo.Record
+	if len(batch) > 0 {
+		var err error
+		switch out, err = l.decide(batch); {
+		case errors.Is(err, errLetGo):
+			l.stage.retried.Add(float64(len(batch)))
+			return l.rewind()
+		case err != nil:
+			return err
+		}
+	}
+	return l.commit(batch, out)
+}
+
+// data returns the records that are not control records, and the number of all.
+func data(fetches kgo.Fetches) (batch []*kgo.Record, n int) {
+	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+		n += len(p.Records)
+	})
+	batch = make([]*kgo.Record, 0, n)
+	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+		for _, r := range p.Records {
+			if !r.Attrs.IsControl() {
+				batch = append(batch, r)
+			}
+		}
+	})
+	return batch, n
+}
+
+// decide asks the transformer until it answers. What it needs may be away for long,
+// but nobody else may be kept waiting: when a rebalance or a signal comes, the
+// batch is given back.
+func (l *transformLoop) decide(batch []*kgo.Record) ([]*kgo.Record, error) {
+	pause := newBackoff()
+	for failed := false; ; failed = true {
+		start := time.Now()
+		out, err := l.o.Transformer.Transform(l.work, batch)
+		l.stage.work.Add(time.Since(start).Seconds())
+		if err == nil {
+			if failed {
+				l.c.tel.Health.Set(l.component, nil)
+			}
+			return out, nil
+		}
+		l.aborted()
+		switch {
+		case l.work.Err() != nil:
+			return nil, context.Cause(l.work)
+		case fault.ClassOf(err) == fault.ClassTransient:
+		case fault.ClassOf(err) == fault.ClassPoison:
+			// Of a whole batch nobody can say which record is to be parked.
+			return nil, fault.Fatal(fmt.Errorf("group %s: a batch cannot be poison, park the record: %w", l.o.Group, err))
+		default:
+			return nil, fmt.Errorf("group %s: %w", l.o.Group, err)
+		}
+		l.c.tel.Health.Set(l.component, err)
+		l.c.tel.Health.Beat(l.component, maxTurn)
+		if !pause.wait(l.ctx, l.rebalance()) {
+			return nil, errLetGo
+		}
+	}
+}
+
+// rewind gives the polled batch back: the next poll begins at the committed offsets.
+func (l *transformLoop) rewind() error {
+	// Without a transaction begun this ends none and only moves positions back.
+	_, err := l.sess.End(l.work, kgo.TryAbort)
+	return l.sessionError("giving a batch back", err)
+}
+
+// commit makes outputs and offsets durable as one (I1), or neither.
+func (l *transformLoop) commit(batch, out []*kgo.Record) error {
+	start := time.Now()
+	defer func() { l.stage.commit.Add(time.Since(start).Seconds()) }()
+
+	if err := l.sess.Begin(); err != nil {
+		l.aborted()
+		return l.sessionError("beginning a transaction", err)
+	}
+	var mu sync.Mutex
+	var produceErr error
+	promise := func(r *kgo.Record, err error) {
+		if err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			if produceErr == nil {
+				produceErr = fmt.Errorf("producing to %s/%d: %w", l.c.NameOf(r.Topic), r.Partition, err)
+			}
+		}
+	}
+	for _, r := range out {
+		l.sess.Produce(l.work, r, promise)
+	}
+	// Known before End, which would commit what did get through.
+	flushErr := l.sess.Client().Flush(l.work)
+	mu.Lock()
+	failed := errors.Join(flushErr, produceErr)
+	mu.Unlock()
+
+	// A member that lost its group just as its offsets were accepted would wait
+	// for a heartbeat that nobody sends. The broker ends the transaction after
+	// TransactionTimeout anyway, so nobody waits longer.
+	endCtx, cancel := context.WithTimeout(l.work, TransactionTimeout)
+	defer cancel()
+	committed, err := l.sess.End(endCtx, kgo.TransactionEndTry(failed == nil))
+	if err = errors.Join(failed, err); err != nil || !committed {
+		l.aborted()
+		l.stage.retried.Add(float64(len(batch)))
+		l.stage.retriedBatch.Inc()
+		if err != nil {
+			return l.sessionError("ending a transaction", err)
+		}
+		// Aborted because of a rebalance: the batch is read again, by whoever
+		// owns its partitions now. Again and again would be no rebalance.
+		l.pause.wait(l.ctx, nil)
+		return nil
+	}
+	l.pause.reset()
+	if c, ok := l.o.Transformer.(Committer); ok {
+		c.Committed(out)
+	}
+	dead := 0
+	deadLetters := topic.DeadLetters(l.c.service).In(l.c.cfg.Namespace)
+	for _, r := range out {
+		if r.Topic == deadLetters {
+			dead++
+		}
+	}
+	l.stage.okBatches.Inc()
+	l.stage.deadLetters.Add(float64(dead))
+	l.stage.ok.Add(float64(max(0, len(batch)-dead)))
+	l.c.tel.Health.Set(l.component, nil)
+	return l.c.breaker.add(dead, time.Now())
+}
+
+func (l *transformLoop) aborted() {
+	if c, ok := l.o.Transformer.(Committer); ok {
+		c.Aborted()
+	}
+}
+
+// sessionError says what an error of the session asks for.
+func (l *transformLoop) sessionError(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("%s as %s: %w", doing, l.c.transactionalID(l.o.Group), err)
+	switch {
+	case errors.Is(err, kerr.FencedInstanceID):
+		return l.c.fenced(err)
+	case l.work.Err() != nil:
+		return fmt.Errorf("%w: %w", context.Cause(l.work), err)
+	case !passing(err) && !isContext(err) && !renewable(err):
+		return fault.Fatal(err)
+	case l.replaced(l.work, l.sess.Client()):
+		return l.c.fenced(err)
+	}
+	return fmt.Errorf("%w: %w", errRenew, err)
+}
+
+// renewable tells errors that spoil a transactional client but not its group: what a
+// pause longer than the transaction timeout, or a broker that was away, leaves
+// behind. A new client begins where the last committed transaction ended.
+func renewable(err error) bool {
+	for _, e := range []error{
+		kerr.InvalidProducerEpoch, kerr.ProducerFenced, kerr.InvalidProducerIDMapping, kerr.UnknownProducerID,
+		kerr.InvalidTxnState, kerr.OutOfOrderSequenceNumber, kerr.ConcurrentTransactions, kerr.TransactionAbortable,
+		kerr.OperationNotAttempted, kerr.StaleMemberEpoch, kerr.GroupIDNotFound, kerr.UnknownServerError, kgo.ErrAborting,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+func (l *transformLoop) onAssigned(partitions map[string][]int32) {
+	// The session swallows a revocation that follows another without a
+	// transaction between them.
+	l.release()
+	l.membership.assigned(partitions)
+}
+
+// onFetched opens the partitions. It is the one moment at which the former owner's
+// last transaction is known to have ended and no record has been handed over.
+func (l *transformLoop) onFetched(ctx context.Context, committed []committedOffset) error {
+	if err := l.membership.fetched(ctx, committed); err != nil {
+		return err
+	}
+	a, ok := l.o.Transformer.(Assigner)
+	if !ok || len(committed) == 0 {
+		return nil
+	}
+	partitions, err := l.coPartitioned(committed)
+	if err != nil {
+		l.end(err)
+		return err
+	}
+	l.ownedMu.Lock()
+	l.owned = partitions
+	l.ownedMu.Unlock()
+
+	pause := newBackoff()
+	for {
+		l.c.tel.Health.Beat(l.component, maxTurn)
+		err := a.Assigned(ctx, slices.Clone(partitions))
+		switch {
+		case err == nil:
+			l.c.tel.Health.Set(l.component, nil)
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case fault.ClassOf(err) != fault.ClassTransient:
+			err = fmt.Errorf("opening partitions %v of group %s: %w", partitions, l.o.Group, err)
+			l.end(err)
+			return err
+		}
+		l.c.tel.Health.Set(l.component, err)
+		if !pause.wait(ctx, l.ctx.Done()) {
+			return errLetGo
+		}
+	}
+}
+
+// coPartitioned returns the partition numbers, which must be the same for all person
+// topics: state of partition i serves all of them.
+func (l *transformLoop) coPartitioned(committed []committedOffset) ([]int32, error) {
+	byTopic := map[string][]int32{}
+	for _, o := range committed {
+		if l.c.catalogue[o.topic].Person {
+			byTopic[string(o.topic)] = append(byTopic[string(o.topic)], o.partition)
+		}
+	}
+	all := union(byTopic)
+	for name, ps := range byTopic {
+		slices.Sort(ps)
+		if !slices.Equal(ps, all) {
+			return nil, fault.Fatal(fmt.Errorf("group %s was given partitions %v of %s but %v of others: another member uses another assignor", l.o.Group, ps, name, all))
+		}
+	}
+	return all, nil
+}
+
+func (l *transformLoop) onGone(cl *kgo.Client, partitions map[string][]int32, orderly bool) {
+	l.membership.gone(cl, partitions, orderly)
+	l.release()
+}
+
+// release takes from the transformer what Assigned gave it.
+func (l *transformLoop) release() {
+	l.ownedMu.Lock()
+	owned := l.owned
+	l.owned = nil
+	l.ownedMu.Unlock()
+	if a, ok := l.o.Transformer.(Assigner); ok && len(owned) > 0 {
+		a.Revoked(owned)
+	}
+}
+
+// applyPauses makes the paused partitions exactly those the transformer asks for.
+func (l *transformLoop) applyPauses() {
+	p, ok := l.o.Transformer.(Pauser)
+	if !ok {
+		return
+	}
+	want := map[string][]int32{}
+	for name, partitions := range p.Pause() {
+		want[name.In(l.c.cfg.Namespace)] = partitions
+	}
+	resume := map[string][]int32{}
+	for t, partitions := range l.paused {
+		for _, p := range partitions {
+			if !slices.Contains(want[t], p) {
+				resume[t] = append(resume[t], p)
+			}
+		}
+	}
+	if len(resume) > 0 {
+		l.sess.Client().ResumeFetchPartitions(resume)
+	}
+	if len(want) > 0 {
+		l.sess.Client().PauseFetchPartitions(want)
+	}
+	l.paused = want
+}
+
+// Each returns a Transformer that calls fn for one record after another. A Poison
+// error parks the record in the same transaction; a Transient one repeats the
+// whole batch, so fn must not act on the outside.
+func Each(c *Cluster, fn func(ctx context.Context, r *kgo.Record) ([]*kgo.Record, error)) Transformer {
+	return &each{c, fn}
+}
+
+type each struct {
+	c  *Cluster
+	fn func(ctx context.Context, r *kgo.Record) ([]*kgo.Record, error)
+}
+
+func (e *each) Transform(ctx context.Context, batch []*kgo.Record) ([]*kgo.Record, error) {
+	out := make([]*kgo.Record, 0, 2*len(batch))
+	for _, r := range batch {
+		made, err := e.fn(ctx, r)
+		if err != nil {
+			if fault.ClassOf(err) != fault.ClassPoison {
+				return nil, fmt.Errorf("transforming %s: %w", e.c.origin(r), err)
+			}
+			// I2: parked with its reason, in the transaction that passes it.
+			out = append(out, e.c.Park(r, err)...)
+			continue
+		}
+		out = append(out, made...)
+	}
+	return out, nil
+}
