@@ -1,0 +1,205 @@
+package kafka
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
+)
+
+// claim is the metadata of a committed offset: for which records, from the offset
+// on, a call may have been made whose answer is not covered by the offset. Empty
+// metadata says: for none.
+type claim struct {
+	To   int64 `json:"to"`   // the last record that may have been called
+	Scan int64 `json:"scan"` // where the partition of outcomes ended when the oldest of them was claimed
+	// Open lists records up to To that were not called: they needed no call and
+	// await their outcome's acknowledgement, or their claim was given back.
+	Open []int64 `json:"open,omitempty"`
+}
+
+// maxMetadataBytes is Kafka's default offset.metadata.max.bytes.
+const maxMetadataBytes = 4096
+
+// claim returns the offset of the first unsettled record and the metadata that
+// belongs to it, and forgets the settled records before it.
+func (p *claimPartition) claim() (int64, string) {
+	done := 0
+	for done < len(p.items) && p.items[done].state == itemSettled {
+		done++
+	}
+	if done > 0 {
+		clear(p.items[:done])
+		p.items = p.items[done:]
+		p.popped += done
+		p.cursor = max(p.cursor, p.popped)
+	}
+	if len(p.items) == 0 {
+		return p.next, ""
+	}
+	last := -1
+	for i, item := range p.items {
+		if item.state != itemFresh && item.state != itemSpared && item.scan >= 0 {
+			last = i
+		}
+	}
+	offset := p.items[0].offset
+	if last < 0 {
+		return offset, "" // none of these was claimed
+	}
+	c := claim{To: p.items[last].offset, Scan: -1}
+	for _, item := range p.items[:last+1] {
+		switch {
+		case item.state == itemFresh || item.state == itemSpared:
+			c.Open = append(c.Open, item.offset)
+		case item.scan >= 0 && (c.Scan < 0 || item.scan < c.Scan):
+			c.Scan = item.scan
+		}
+	}
+	return offset, c.encode()
+}
+
+// encode writes the claim. Should the open records not fit, the last ones are left
+// out: they would be taken for unresolved, which is the safe side.
+func (c claim) encode() string {
+	for {
+		b, err := json.Marshal(c)
+		if err != nil {
+			panic(fmt.Sprintf("encoding a claim: %v", err)) // numbers only
+		}
+		if len(b) < maxMetadataBytes {
+			return string(b)
+		}
+		c.Open = c.Open[:len(c.Open)*3/4]
+	}
+}
+
+// recovery is what a former owner's claim left behind in one partition.
+type recovery struct {
+	claim    claim
+	open     map[int64]bool
+	answered map[int64]bool // has an outcome with this source
+}
+
+func (r *recovery) stateOf(offset int64) itemState {
+	switch {
+	case r.open[offset]:
+		return itemFresh
+	case r.answered[offset]:
+		return itemSettled
+	}
+	return itemUnresolved
+}
+
+// recover reads, for the partitions of a new assignment, which claimed records have
+// their answer in outcomes, and where the partitions of outcomes end. The read is
+// uncommitted: behind another writer's open transaction a committed one is blind,
+// takes answered records for unresolved and, under at_least_once, sends them again.
+// Only senders write `source`, and never in a transaction.
+func (l *claimLoop) recover(ctx context.Context, committed []committedOffset) ([]*claimPartition, map[int32]int64, error) {
+	var partitions []*claimPartition
+	scan := map[int32]int64{}
+	bySource := map[event.Source]*recovery{}
+	for _, o := range committed {
+		p := &claimPartition{
+			name: o.topic, topic: o.topic.In(l.c.cfg.Namespace), number: o.partition,
+			next: o.offset, offset: o.offset, metadata: o.metadata,
+			keys: map[string]struct{}{}, pause: *newBackoff(),
+		}
+		partitions = append(partitions, p)
+		if o.metadata == "" || o.offset < 0 {
+			continue
+		}
+		rec := &recovery{open: map[int64]bool{}, answered: map[int64]bool{}}
+		if err := json.Unmarshal([]byte(o.metadata), &rec.claim); err != nil {
+			// Nothing but this loop commits for its group.
+			err = fault.Fatal(fmt.Errorf("reading the claim of group %s on %s/%d, %q: %w", l.o.Group, o.topic, o.partition, o.metadata, err))
+			l.post(func() { l.fail(err) })
+			return nil, nil, err
+		}
+		for _, offset := range rec.claim.Open {
+			rec.open[offset] = true
+		}
+		if rec.claim.To < o.offset {
+			continue
+		}
+		p.recovered = rec
+		if at, ok := scan[o.partition]; !ok || rec.claim.Scan < at {
+			scan[o.partition] = rec.claim.Scan
+		}
+		bySource[event.Source{Topic: string(o.topic), Partition: o.partition}] = rec
+	}
+	ends, err := l.ends0(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	var ranges []Range
+	for n, from := range scan {
+		if from < ends[n] {
+			ranges = append(ranges, Range{Topic: topic.Outcomes, Partition: n, From: from, To: ends[n]})
+		}
+	}
+	if len(ranges) == 0 {
+		return partitions, ends, nil
+	}
+	var o event.Outcome
+	err = l.c.Read(ctx, ranges, kgo.ReadUncommitted(), func(r *kgo.Record) error {
+		if err := l.decode(ctx, r, &o); err != nil || o.Source == nil {
+			return err
+		}
+		at := *o.Source
+		at.Offset = 0
+		if rec := bySource[at]; rec != nil {
+			rec.answered[o.Source.Offset] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, notCanceled(fmt.Errorf("reading the answers to the claims of group %s: %w", l.o.Group, err))
+	}
+	return partitions, ends, nil
+}
+
+// ends0 waits for the ends of the partitions of outcomes.
+func (l *claimLoop) ends0(ctx context.Context) (map[int32]int64, error) {
+	for pause := newBackoff(); ; {
+		m, err := l.c.HighWatermarks(ctx, topic.Outcomes)
+		if err == nil {
+			return m[topic.Outcomes], nil
+		}
+		if !pause.wait(ctx, l.ended) {
+			return nil, notCanceled(err)
+		}
+	}
+}
+
+// decode waits while the registry is away. An outcome that nobody can read was not
+// written by a sender of ours.
+func (l *claimLoop) decode(ctx context.Context, r *kgo.Record, o *event.Outcome) error {
+	for pause := newBackoff(); ; {
+		err := l.c.Decode(r, o)
+		switch {
+		case err == nil:
+			return nil
+		case fault.ClassOf(err) == fault.ClassPoison:
+			o.Source = nil
+			return nil
+		case !pause.wait(ctx, l.ended):
+			return err
+		}
+	}
+}
+
+// notCanceled hides a cancelled context, which the client would take for leaving.
+func notCanceled(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return errors.New(err.Error())
+	}
+	return err
+}
