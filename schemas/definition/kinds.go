@@ -219,6 +219,11 @@ func (d *decoder) liquid(n *node, path, embedded, src string, html, strict bool)
 		return
 	}
 	line := located.LineNumber()
+	if embedded == "" && !n.block && line > 1 {
+		return // quoted text over several lines: the line inside it is all there is
+	}
+	// The line inside the text would contradict the line in the file.
+	e.Message = "not Liquid: " + strings.TrimPrefix(err.Error(), fmt.Sprintf("line %d: ", line))
 	switch {
 	case embedded != "":
 		e.File, e.Line, e.Column = embedded, line, 0

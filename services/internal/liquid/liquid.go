@@ -154,6 +154,16 @@ func (e *Engine) Parse(src string, mode Mode, strict bool) (*Template, error) {
 	return t, nil
 }
 
+// Check reports whether a text parses; it is what definition.Options.ParseTemplate asks for.
+func (e *Engine) Check(src string, html, strict bool) error {
+	mode := Text
+	if html {
+		mode = HTML
+	}
+	_, err := e.Parse(src, mode, strict)
+	return err
+}
+
 // checkTokens refuses what the library would pass over in silence: braces and comments that do not end, and numbers that make it panic.
 func (e *Engine) checkTokens(tokens []parser.Token) error {
 	inside, insideLine := "", 0

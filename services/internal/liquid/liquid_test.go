@@ -113,7 +113,7 @@ func TestATemplateThatDoesNotParseSaysWhereAndWhy(t *testing.T) {
 	e := New(Options{MaxDepth: 5, MaxSourceBytes: 2000})
 	for src, want := range map[string]string{
 		"a\nb {{ name":        "line 2: {{ is empty, does not end, or goes over a line's end",
-		"{{ }}":               `line 1: syntax error in "" in {{ }}`,
+		"{{ }}":               `line 1: syntax error in " " in {{ }}`,
 		"{{}}":                "line 1: {{ is empty, does not end, or goes over a line's end",
 		"\n\n{{ a b }}":       `line 3: syntax error in "a b" in {{ a b }}`,
 		"{{ a\n | upcase }}":  "line 1: {{ is empty, does not end, or goes over a line's end",

@@ -121,6 +121,8 @@ func text(v any) string {
 		return string(appendValue(nil, v, Text))
 	case []byte:
 		return string(v)
+	case values.Range:
+		return fmt.Sprintf("%d..%d", v.Index(0), v.Index(v.Len()-1))
 	case fmt.Stringer:
 		return v.String()
 	}
