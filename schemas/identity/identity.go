@@ -18,6 +18,12 @@ type ID [16]byte
 // String returns the 32 hex digits.
 func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
+// UUID returns the id as ClickHouse writes it: 8-4-4-4-12 hex digits.
+func (id ID) UUID() string {
+	h := id.String()
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
 // IsZero reports whether the id was never set.
 func (id ID) IsZero() bool { return id == ID{} }
 
