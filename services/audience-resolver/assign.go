@@ -115,7 +115,7 @@ func (l *personLoop) replay(ctx context.Context, name topic.Name, partition int3
 	}
 	var chunk []state.Change
 	n := 0
-	err = l.cluster.ReadPartition(ctx, name, partition, mark.Offset, end, kafka.ReadCommitted, func(r *kgo.Record) error {
+	err = l.cluster.ReadPartition(ctx, name, partition, mark.Offset, end, kgo.ReadCommitted(), func(r *kgo.Record) error {
 		chunk = append(chunk, state.Change{Topic: name, Partition: partition, Offset: r.Offset, Key: r.Key, Value: r.Value})
 		n++
 		if len(chunk) < replayChunk {

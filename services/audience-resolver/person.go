@@ -111,10 +111,7 @@ func (l *personLoop) Transform(ctx context.Context, records []*kgo.Record) ([]*k
 			return nil, fmt.Errorf("handling %s/%d at offset %d: %w", r.Topic, r.Partition, r.Offset, err)
 		}
 		// I2: parked with its reason, in the transaction that passes it.
-		b.out = append(b.out, l.cluster.DeadLetter(r, err))
-		if parked, about := l.cluster.Parked(r, err); about {
-			b.out = append(b.out, parked)
-		}
+		b.out = append(b.out, l.cluster.Park(r, err)...)
 		l.metrics.parked.Inc()
 	}
 	return b.flush(l.latest())
@@ -263,6 +260,7 @@ func (l *personLoop) admit(ctx context.Context, b *batch, q *event.Candidate, pa
 	books := b.count(q.RunID, campaign, partition)
 	if slices.ContainsFunc(messages.rec.Messages, func(m event.MessageState) bool { return m.MessageID == id }) {
 		books.Repeats++
+		l.metrics.admitted.WithLabelValues("repeat").Inc()
 		return nil
 	}
 	person, err := b.profile(q.UserID, partition)
@@ -273,11 +271,13 @@ func (l *personLoop) admit(ctx context.Context, b *batch, q *event.Candidate, pa
 	m := event.MessageState{MessageID: id, RunID: q.RunID, CampaignID: campaign, At: now}
 	address, why := admit.Decide(admit.Question{Profile: person.rec, Channel: run.Channel, Consent: run.Consent, Cancelled: run.CancelRequested})
 	if why != "" {
+		l.metrics.admitted.WithLabelValues(string(why)).Inc()
 		ledger.Exclude(&m)
 		ledger.CountExclusion(books, string(why))
 		err = b.emit(topic.Outcomes, q.UserID, &event.Outcome{OutcomeID: identity.Outcome(id, ledger.Excluded, 0, ""), MessageID: id, RunID: q.RunID, CampaignID: campaign,
 			Lane: run.Lane, UserID: q.UserID, Channel: run.Channel, Outcome: ledger.Excluded, Reason: string(why), OccurredAt: now})
 	} else {
+		l.metrics.admitted.WithLabelValues("requested").Inc()
 		ledger.Admit(&m)
 		books.Requested++
 		books.Waiting++

@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
@@ -86,7 +87,7 @@ func (s *Service) Run(ctx context.Context) error {
 	loops.Go(func() error { return untilStopped(defs.Run(behind), behind) })
 	loops.Go(func() error { return untilStopped(table.Run(behind), behind) })
 
-	asker := &asker{conn: s.conn, defs: defs}
+	asker := &asker{conn: s.conn, audiences: definitions.NewExact[*definition.Audience](defs, definition.KindAudience)}
 	driver := schedule.NewDriver(behind, view, asker, waiter{s.cluster}, s.cfg.StaleAfter)
 	person := newPersonLoop(s.cluster, s.cfg, s.tel.Log, s.metrics)
 	person.store, person.defs, person.view, person.driver, person.caught = store, defs, view, driver, table.CaughtUp
