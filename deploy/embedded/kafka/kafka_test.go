@@ -94,10 +94,13 @@ func createTopic(t *testing.T, addr, topic string, configs map[string]string) {
 	for k, v := range configs {
 		m[k] = &v
 	}
-	_, err := kadm.NewClient(client(t, addr)).CreateTopic(within(t), 1, -1, m, topic)
+	cl := client(t, addr)
+	defer cl.Close() // now: a client outlives its broker by seconds of retries
+	_, err := kadm.NewClient(cl).CreateTopic(within(t), 1, -1, m, topic)
 	require.NoError(t, err)
 }
 
+// produce writes key=value records, each acknowledged before the next.
 func produce(t *testing.T, cl *kgo.Client, topic string, keyValues ...string) {
 	t.Helper()
 	for _, kv := range keyValues {
@@ -107,16 +110,25 @@ func produce(t *testing.T, cl *kgo.Client, topic string, keyValues ...string) {
 	}
 }
 
+func produceTo(t *testing.T, addr, topic string, keyValues ...string) {
+	t.Helper()
+	cl := client(t, addr)
+	defer cl.Close()
+	produce(t, cl, topic, keyValues...)
+}
+
 // committed reads a partition to its end as a read_committed consumer sees it.
 func committed(t *testing.T, addr, topic string) []string {
 	t.Helper()
 	cl := client(t, addr)
+	defer cl.Close()
 	ends, err := kadm.NewClient(cl).ListCommittedOffsets(within(t), topic)
 	require.NoError(t, err)
 	end, ok := ends.Lookup(topic, 0)
 	require.True(t, ok)
 	reader := client(t, addr, kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().AtStart()}}))
+	defer reader.Close()
 	got := []string{}
 	for at := int64(0); at < end.Offset; {
 		fetches := reader.PollFetches(within(t))
@@ -133,7 +145,9 @@ func committed(t *testing.T, addr, topic string) []string {
 
 func endOffset(t *testing.T, addr, topic string) int64 {
 	t.Helper()
-	ends, err := kadm.NewClient(client(t, addr)).ListEndOffsets(within(t), topic)
+	cl := client(t, addr)
+	defer cl.Close()
+	ends, err := kadm.NewClient(cl).ListEndOffsets(within(t), topic)
 	require.NoError(t, err)
 	end, ok := ends.Lookup(topic, 0)
 	require.True(t, ok)
@@ -146,7 +160,7 @@ func TestKilledBrokerKeepsWhatItAcknowledged(t *testing.T) {
 	dir := t.TempDir()
 	addr, kill := startChild(t, dir)
 	createTopic(t, addr, "shop.events", nil)
-	produce(t, client(t, addr), "shop.events", "a=1", "b=2")
+	produceTo(t, addr, "shop.events", "a=1", "b=2")
 
 	offsets := kadm.Offsets{}
 	offsets.Add(kadm.Offset{Topic: "shop.events", Partition: 0, At: 2, LeaderEpoch: -1, Metadata: "claimed to 7"})
@@ -187,7 +201,7 @@ func TestCleanStopKeepsAnOpenTransactionOpen(t *testing.T) {
 	first, err := kafka.Open(within(t), kafka.Options{Dir: dir, Addr: port})
 	require.NoError(t, err)
 	createTopic(t, port, "shop.profiles", map[string]string{"cleanup.policy": "compact", "retention.ms": "-1"})
-	produce(t, client(t, port), "shop.profiles", "alice=old", "alice=committed")
+	produceTo(t, port, "shop.profiles", "alice=old", "alice=committed")
 	tx := client(t, port, kgo.TransactionalID("shop.resolver-0"))
 	require.NoError(t, tx.BeginTransaction())
 	produce(t, tx, "shop.profiles", "alice=uncommitted", "bob=uncommitted")
@@ -217,7 +231,7 @@ func TestEmptiedPartitionKeepsItsEnd(t *testing.T) {
 	dir := t.TempDir()
 	b := open(t, kafka.Options{Dir: dir, Housekeeping: 20 * time.Millisecond})
 	createTopic(t, b.Addr(), "shop.ticks", map[string]string{"retention.ms": "1"})
-	produce(t, client(t, b.Addr()), "shop.ticks", "0=a", "0=b", "0=c")
+	produceTo(t, b.Addr(), "shop.ticks", "0=a", "0=b", "0=c")
 	partition := filepath.Join(dir, "partitions", "shop.ticks-0")
 	require.Eventually(t, func() bool {
 		info, err := os.Stat(filepath.Join(partition, "3.dat")) // where the next record will go
@@ -232,7 +246,7 @@ func TestEmptiedPartitionKeepsItsEnd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := open(t, kafka.Options{Dir: dir, Housekeeping: time.Hour})
 			assert.EqualValues(t, 3, endOffset(t, b.Addr(), "shop.ticks"))
-			produce(t, client(t, b.Addr()), "shop.ticks", "0=d")
+			produceTo(t, b.Addr(), "shop.ticks", "0=d")
 			assert.EqualValues(t, 4, endOffset(t, b.Addr(), "shop.ticks"))
 			assert.Equal(t, []string{"0=d"}, committed(t, b.Addr(), "shop.ticks"))
 		})

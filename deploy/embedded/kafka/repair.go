@@ -207,13 +207,6 @@ func plantEnd(path string, end int64) error {
 			}
 		}
 	}
-	segment, err := os.OpenFile(segmentPath(path, end, ".dat"), os.O_CREATE|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	if err := segment.Close(); err != nil {
-		return err
-	}
 	type segmentInfo struct {
 		BaseOffset int64 `json:"base_offset"`
 		Size       int64 `json:"size"`
@@ -235,5 +228,12 @@ func plantEnd(path string, end int64) error {
 	if err := os.WriteFile(temporary, snapshot, 0o644); err != nil {
 		return err
 	}
-	return os.Rename(temporary, filepath.Join(path, "snapshot.json"))
+	if err := os.Rename(temporary, filepath.Join(path, "snapshot.json")); err != nil {
+		return err
+	}
+	segment, err := os.OpenFile(segmentPath(path, end, ".dat"), os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	return segment.Close()
 }
