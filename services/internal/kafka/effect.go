@@ -74,17 +74,18 @@ func (c *Cluster) RunEffect(ctx context.Context, o EffectOptions) error {
 	}
 	h := l.hooks()
 	h.gone = l.onGone
+	bounded, closer := closable(ctx)
 	cl, err := kgo.NewClient(join(
 		c.clientOptions(string(o.Group)),
 		c.groupOptions(o.Group, o.Topics, o.KeepControlRecords, h),
-		[]kgo.Opt{kgo.WithHooks(l.membership)},
+		[]kgo.Opt{kgo.WithHooks(l.membership), bounded},
 	)...)
 	if err != nil {
 		return fmt.Errorf("building the client of group %s: %w", o.Group, err)
 	}
 	l.cl = cl
 	l.client.Store(cl)
-	defer cl.CloseAllowingRebalance()
+	defer closer(cl.CloseAllowingRebalance)
 	for {
 		c.tel.Health.Beat(component, maxTurn)
 		err := l.turn()

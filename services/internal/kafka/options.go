@@ -167,6 +167,22 @@ func (c *Cluster) groupOptions(group topic.Group, topics []topic.Name, keepContr
 	return opts
 }
 
+// closePatience is how long the end of a group client may take.
+const closePatience = 2 * time.Second
+
+// closable makes a group client that does not keep its process from ending. A
+// client that is waiting for a rebalance of others waits until they are all
+// there, which can be a session timeout; but a static member has nothing left
+// to say then: it has committed, and does not leave.
+func closable(ctx context.Context) (option kgo.Opt, closer func(closeClient func())) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	return kgo.WithContext(ctx), func(closeClient func()) {
+		defer cancel()
+		defer time.AfterFunc(closePatience, cancel).Stop()
+		closeClient()
+	}
+}
+
 // transactionOptions make a client transactional under <ns>.<id>.
 func (c *Cluster) transactionOptions(id string) []kgo.Opt {
 	return []kgo.Opt{

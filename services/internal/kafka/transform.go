@@ -133,11 +133,12 @@ func (c *Cluster) transformSession(ctx, work context.Context, o TransformOptions
 	h := l.hooks()
 	h.assigned, h.fetched, h.gone = l.onAssigned, l.onFetched, l.onGone
 
+	bounded, closer := closable(ctx)
 	sess, err := kgo.NewGroupTransactSession(join(
 		c.clientOptions(string(o.Group)), c.producerOptions(),
 		c.groupOptions(o.Group, o.Topics, o.KeepControlRecords, h),
 		c.transactionOptions(c.transactionalID(o.Group)),
-		[]kgo.Opt{kgo.WithHooks(l.membership)},
+		[]kgo.Opt{kgo.WithHooks(l.membership), bounded},
 	)...)
 	if err != nil {
 		return fmt.Errorf("building the client of group %s: %w", o.Group, err)
@@ -145,7 +146,7 @@ func (c *Cluster) transformSession(ctx, work context.Context, o TransformOptions
 	l.sess = sess
 	l.client.Store(sess.Client())
 	defer func() {
-		sess.CloseAllowingRebalance()
+		closer(sess.CloseAllowingRebalance)
 		l.release()
 	}()
 	for {

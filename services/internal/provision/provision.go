@@ -97,7 +97,7 @@ func Run(ctx context.Context, o Options) (Report, error) {
 		kgo.SeedBrokers(o.Kafka.Brokers...),
 		kgo.ClientID(o.Kafka.Namespace+".provision"),
 		// What was just created must be seen at once.
-		kgo.MetadataMinAge(100*time.Millisecond),
+		kgo.MetadataMinAge(10*time.Millisecond),
 	)
 	if err != nil {
 		return r, fmt.Errorf("building the Kafka client: %w", err)
@@ -142,7 +142,8 @@ func (p *provisioner) patiently(ctx context.Context, steps ...step) error {
 	ctx, cancel := context.WithTimeout(ctx, p.o.Patience)
 	defer cancel()
 	for _, s := range steps {
-		for said := false; ; said = true {
+		pause := 20 * time.Millisecond // a topic just made is known to the whole cluster a moment later
+		for said := false; ; {
 			attempt, cancel := context.WithTimeout(ctx, 15*time.Second)
 			err := s.do(attempt)
 			cancel()
@@ -153,14 +154,16 @@ func (p *provisioner) patiently(ctx context.Context, steps ...step) error {
 			if fault.ClassOf(err) != fault.ClassTransient {
 				return err
 			}
-			if !said {
+			if !said && pause > 200*time.Millisecond {
+				said = true
 				p.o.Log.Info("waiting", "reason", err.Error())
 			}
 			select {
 			case <-ctx.Done():
 				return err
-			case <-time.After(500 * time.Millisecond):
+			case <-time.After(pause):
 			}
+			pause = min(2*pause, time.Second)
 		}
 	}
 	return nil

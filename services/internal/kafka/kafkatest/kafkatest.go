@@ -44,6 +44,7 @@ type options struct {
 	partitions int
 	fake       []kfake.Opt
 	bare       bool
+	session    time.Duration
 }
 
 // Partitions sets P; 4 unless given.
@@ -51,6 +52,9 @@ func Partitions(p int) Option { return func(o *options) { o.partitions = p } }
 
 // Bare makes no topics, offsets and schemas.
 func Bare() Option { return func(o *options) { o.bare = true } }
+
+// SessionTimeout sets how long a silent member keeps its partitions; 15 s unless given.
+func SessionTimeout(d time.Duration) Option { return func(o *options) { o.session = d } }
 
 // Fake adds options of the broker.
 func Fake(opts ...kfake.Opt) Option {
@@ -60,7 +64,7 @@ func Fake(opts ...kfake.Opt) Option {
 // Start runs a provisioned broker on a port of its own.
 func Start(t testing.TB, opts ...Option) *Kafka {
 	t.Helper()
-	o := options{partitions: 4}
+	o := options{partitions: 4, session: 15 * time.Second}
 	for _, opt := range opts {
 		opt(&o)
 	}
@@ -79,7 +83,7 @@ func Start(t testing.TB, opts ...Option) *Kafka {
 
 	k := &Kafka{Fake: fake, Registry: registry, t: t, cfg: kafka.Config{
 		Brokers: fake.ListenAddrs(), RegistryURL: registry.URL(), RegisterSchemas: true,
-		Namespace: "test", Instance: "0", SessionTimeout: 15 * time.Second, Compression: "none", DeadLettersPerMinute: 100,
+		Namespace: "test", Instance: "0", SessionTimeout: o.session, Compression: "none", DeadLettersPerMinute: 100,
 	}}
 	k.client, err = kgo.NewClient(kgo.SeedBrokers(fake.ListenAddrs()...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	require.NoError(t, err)
