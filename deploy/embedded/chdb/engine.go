@@ -90,7 +90,7 @@ func Open(path string, opts Options) (*Engine, error) {
 		return nil, errors.New("opening chdb: this process has an engine already")
 	}
 	e := &Engine{lib: lib, opts: opts, args: serverArguments(path, opts), log: opts.Log, slots: make(chan struct{}, opts.MaxQueries)}
-	if e.admin, err = e.connect(); err != nil {
+	if e.admin, err = e.connect(lib.boot); err != nil {
 		process.Unlock()
 		return nil, fmt.Errorf("opening chdb in %s: %w", path, err)
 	}
@@ -203,7 +203,7 @@ func (e *Engine) take(database string, settings map[string]string) (*session, er
 		return s, nil
 	}
 	e.mu.Unlock()
-	return e.connect()
+	return e.connect(e.lib.connect)
 }
 
 // release gives a session back, or ends it when the query may have changed it (SET, USE, a temporary table).
@@ -261,7 +261,7 @@ type session struct {
 	settings map[string]string
 }
 
-func (e *Engine) connect() (*session, error) {
+func (e *Engine) connect(with func(argc int32, argv *unsafe.Pointer) *unsafe.Pointer) (*session, error) {
 	e.mu.Lock()
 	e.opened++
 	name := "session-" + strconv.Itoa(e.opened)
@@ -274,8 +274,7 @@ func (e *Engine) connect() (*session, error) {
 		pin.Pin(&text[0])
 		argv[i] = unsafe.Pointer(&text[0])
 	}
-	var handle *unsafe.Pointer
-	e.lib.keepSignals(func() { handle = e.lib.connect(int32(len(argv)), &argv[0]) })
+	handle := with(int32(len(argv)), &argv[0])
 	if handle == nil {
 		return nil, errors.New("the engine gave no connection (is its directory in use by another process, or not writable?)")
 	}
@@ -288,7 +287,7 @@ func (e *Engine) connect() (*session, error) {
 }
 
 func (e *Engine) disconnect(s *session) {
-	e.lib.keepSignals(func() { e.lib.closeConn(s.handle) })
+	e.lib.closeConn(s.handle)
 }
 
 func (s *session) fits(database string, settings map[string]string) bool {

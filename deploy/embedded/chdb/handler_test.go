@@ -337,11 +337,14 @@ func TestQueriesOfSeveralClientsRunAtTheSameTime(t *testing.T) {
 
 func TestGoStillCatchesItsOwnFaultsBesideTheEngine(t *testing.T) {
 	t.Parallel()
-	chdbtest.Start(t)
-	require.Panics(t, func() {
-		var nothing *http.Request
-		t.Log(nothing.Method)
-	})
+	base := chdbtest.Start(t)
+	for range 200 { // while other tests open connections, and this one with each SET
+		chdbtest.Exec(t, base, "SET max_threads = 1")
+		require.Panics(t, func() {
+			var nothing *http.Request
+			t.Log(nothing.Method)
+		})
+	}
 }
 
 func TestOneEngineAtATime(t *testing.T) {

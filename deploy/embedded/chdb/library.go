@@ -79,33 +79,33 @@ var loadLibrary = sync.OnceValues(func() (*library, error) {
 		}
 		purego.RegisterFunc(fn, symbol)
 	}
-	// The engine's own handlers for SIGSEGV and others would replace those with which Go turns a nil dereference into a panic.
-	l.keepSignals(func() { l.signalHandlers(0) })
 	return l, nil
 })
 
-// guarded are the signals libchdb.so sets back to their default while it is told to leave them alone, and again in every connect.
-func guarded() []syscall.Signal {
-	return []syscall.Signal{syscall.SIGABRT, syscall.SIGSEGV, syscall.SIGILL, syscall.SIGBUS, syscall.SIGSYS, syscall.SIGFPE,
+// boot makes the first connection, with which the engine starts, and leaves the signal handlers as they were. The engine would put its
+// own in place of those with which Go turns a nil dereference into a panic; told not to, it sets them to their default instead, at
+// that moment and in every further connect. So it is told so for its start only, the handlers are put back, and from then on, with its
+// handlers allowed again but nothing left that installs them, connections touch none.
+func (l *library) boot(argc int32, argv *unsafe.Pointer) *unsafe.Pointer {
+	// Fatal faults, stops and traces: what the engine names; the others because nobody promises that the list stays.
+	signals := []syscall.Signal{syscall.SIGABRT, syscall.SIGSEGV, syscall.SIGILL, syscall.SIGBUS, syscall.SIGSYS, syscall.SIGFPE,
 		syscall.SIGTSTP, syscall.SIGTRAP, syscall.SIGPIPE, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP,
-		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGURG}
-}
-
-// sigactionBytes is larger than struct sigaction anywhere (152 bytes in glibc); its content is only carried.
-const sigactionBytes = 256
-
-// keepSignals runs f and puts the signal handlers of the Go runtime back.
-func (l *library) keepSignals(f func()) {
-	signals := guarded()
+		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGURG, syscall.SIGPROF}
 	saved := make([][sigactionBytes]byte, len(signals))
 	for i, s := range signals {
 		l.sigaction(int32(s), nil, unsafe.Pointer(&saved[i]))
 	}
-	f()
+	l.signalHandlers(0)
+	conn := l.connect(argc, argv)
+	l.signalHandlers(1)
 	for i, s := range signals {
 		l.sigaction(int32(s), unsafe.Pointer(&saved[i]), nil)
 	}
+	return conn
 }
+
+// sigactionBytes is larger than struct sigaction anywhere (152 bytes in glibc); its content is only carried.
+const sigactionBytes = 256
 
 // findLibrary returns the path of libchdb.so: LIBCHDB_PATH, else the npm package below deploy/embedded/chdb of the checkout that
 // holds the working directory, else of the one that holds the executable.
