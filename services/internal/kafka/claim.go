@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
@@ -193,9 +194,8 @@ type release struct {
 }
 
 type claimLoop struct {
-	c       *Cluster
+	*membership
 	o       ClaimOptions
-	stage   *stage
 	window  int
 	valid   time.Duration // from claim to the beginning of the call
 	metrics *claimMetrics
@@ -209,9 +209,9 @@ type claimLoop struct {
 	wake   chan struct{}
 
 	// All below belongs to run.
-	member     string
+	memberID   string
 	generation int32
-	fenced     bool
+	denied     bool // the membership is over, and the callback that says so is on its way
 	held       map[string]map[int32]*claimPartition
 	order      []*claimPartition
 	turn       int
@@ -249,8 +249,8 @@ type claimMetrics struct {
 
 func newClaimLoop(c *Cluster, o ClaimOptions) *claimLoop {
 	r := c.tel.Registry
-	return &claimLoop{
-		c: c, o: o, stage: c.metrics.stage(string(o.Group)),
+	l := &claimLoop{
+		o:      o,
 		window: 2 * o.Connections, valid: c.cfg.SessionTimeout / 2,
 		metrics: &claimMetrics{
 			commits: register(r, prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -271,6 +271,10 @@ func newClaimLoop(c *Cluster, o ClaimOptions) *claimLoop {
 		calls: make(chan *claimItem, o.Connections), poll: make(chan struct{}, 1),
 		commitWait: *newBackoff(),
 	}
+	l.membership = c.newMembership(o.Group, c.metrics.stage(string(o.Group)), func(err error) {
+		l.post(func() { l.fail(err) })
+	})
+	return l
 }
 
 // post runs f in the loop's goroutine, soon. It never blocks.
@@ -306,15 +310,23 @@ func (l *claimLoop) run(ctx context.Context) error {
 		return err
 	}
 	defer l.producer.Close()
-	l.consumer, err = kgo.NewClient(join(l.c.clientOptions("claims"),
+	h := l.hooks()
+	h.assigned, h.fetched, h.gone = l.onAssigned, l.onFetched, l.onGone
+	versions := kversion.Tip()
+	// Version 10 names topics by id, which the client keeps to itself; by name the
+	// claim also reads well in a broker's log.
+	versions.SetMaxKeyVersion(int16(kmsg.OffsetCommit), 9)
+	l.consumer, err = kgo.NewClient(join(
+		l.c.clientOptions(string(l.o.Group)),
 		// Control records are kept so that the committed offset reaches the end
 		// of what transactions wrote, and lag 0 means nothing is left.
-		l.c.groupOptions(l.o.Group, l.o.Topics, true, groupHooks{
-			assigned: l.assigned, fetched: l.fetched, gone: l.gone, wanted: func() {},
-		}))...)
+		l.c.groupOptions(l.o.Group, l.o.Topics, true, h),
+		[]kgo.Opt{kgo.WithHooks(l.membership), kgo.MaxVersions(versions)},
+	)...)
 	if err != nil {
 		return fmt.Errorf("building the client of group %s: %w", l.o.Group, err)
 	}
+	l.client.Store(l.consumer)
 	close(l.opened)
 
 	work, stopWork := lifecycle.Drain(ctx)
@@ -343,14 +355,14 @@ func (l *claimLoop) run(ctx context.Context) error {
 }
 
 func (l *claimLoop) loop(ctx, work context.Context) error {
-	component := string(l.o.Group) + " loop"
+	component := "loop " + string(l.o.Group)
 	defer l.c.tel.Health.Rest(component)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	stop, drained := ctx.Done(), work.Done()
 	var hard <-chan time.Time
 	for {
-		l.c.tel.Health.Beat(component, time.Minute)
+		l.c.tel.Health.Beat(component, maxTurn)
 		select {
 		case <-l.wake:
 		case <-timer.C:
@@ -407,7 +419,7 @@ func (l *claimLoop) step(now time.Time) (done bool) {
 	if len(l.releases) > 0 || l.stopping {
 		return l.letGo(now)
 	}
-	if l.fenced {
+	if l.denied {
 		l.giveBack() // the callback that ends the membership is on its way
 		return false
 	}
@@ -737,10 +749,10 @@ func (l *claimLoop) letGo(now time.Time) (done bool) {
 	if (l.calling > 0 || l.unacked > 0 || l.committing) && !overdue {
 		return false
 	}
-	if orderly && !l.fenced && !overdue && now.Before(l.commitFrom) {
+	if orderly && !l.denied && !overdue && now.Before(l.commitFrom) {
 		return false
 	}
-	if orderly && !l.fenced && !overdue && l.commit(now, nil) {
+	if orderly && !l.denied && !overdue && l.commit(now, nil) {
 		return false // its answer brings us back here, with nothing left to commit
 	}
 	l.drop()
@@ -754,9 +766,7 @@ func (l *claimLoop) letGo(now time.Time) (done bool) {
 // drop forgets all partitions: the assignor is eager, so all go at once.
 func (l *claimLoop) drop() {
 	paused := map[string][]int32{}
-	gone := map[string][]int32{}
 	for _, p := range l.order {
-		gone[p.topic] = append(gone[p.topic], p.number)
 		if p.paused {
 			paused[p.topic] = append(paused[p.topic], p.number)
 		}
@@ -764,7 +774,6 @@ func (l *claimLoop) drop() {
 	if len(paused) > 0 {
 		l.consumer.ResumeFetchPartitions(paused) // the client would remember it
 	}
-	l.stage.gone(gone)
 	// Calls that outlived the release still end and write what came of them,
 	// without a commit. A claim still under way is nobody's.
 	l.inHand = 0
@@ -858,7 +867,7 @@ func (l *claimLoop) poller(ctx context.Context) {
 func (l *claimLoop) ingest(fetches kgo.Fetches) {
 	now := time.Now()
 	l.stage.read(fetches, now)
-	fetches.EachError(func(kafkaTopic string, partition int32, err error) { l.fail(l.pollError(kafkaTopic, partition, err)) })
+	l.fail(l.pollErrors(fetches))
 	fetches.EachRecord(func(r *kgo.Record) {
 		p := l.held[r.Topic][r.Partition]
 		if p == nil || r.Offset < p.next {
@@ -885,38 +894,21 @@ func (l *claimLoop) ingest(fetches kgo.Fetches) {
 	})
 }
 
-func (l *claimLoop) pollError(kafkaTopic string, partition int32, err error) error {
-	name := l.c.NameOf(kafkaTopic)
-	var lost *kgo.ErrDataLoss
-	var session *kgo.ErrGroupSession
-	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, kgo.ErrClientClosed):
-		return nil
-	case errors.Is(err, kerr.FencedInstanceID):
-		return l.c.fenced(err)
-	case errors.As(err, &lost):
-		return l.c.lostOffset(l.o.Group, name, partition, err.Error())
-	case errors.Is(err, kerr.OffsetOutOfRange):
-		return l.c.lostOffset(l.o.Group, name, partition, "the committed offset is missing or outside the log")
-	case errors.As(err, &session), passing(err):
-		return nil // the client goes on by itself
-	}
-	return fault.Fatal(fmt.Errorf("reading %s/%d: %w", name, partition, err))
-}
-
 // The callbacks run in the client's goroutine.
 
-func (l *claimLoop) assigned(map[string][]int32) {
+func (l *claimLoop) onAssigned(partitions map[string][]int32) {
 	<-l.opened
+	l.assigned(partitions)
 	member, generation := l.consumer.GroupMetadata()
-	l.ask(func() { l.member, l.generation, l.fenced = member, generation, false })
+	l.ask(func() { l.memberID, l.generation, l.denied = member, generation, false })
 }
 
-func (l *claimLoop) gone(_ *kgo.Client, partitions map[string][]int32, orderly bool) {
+func (l *claimLoop) onGone(cl *kgo.Client, partitions map[string][]int32, orderly bool) {
 	<-l.opened
 	r := &release{orderly: orderly, done: make(chan struct{}),
 		// Later the coordinator has thrown us out anyway.
 		deadline: time.Now().Add(rebalanceTimeout - 5*time.Second)}
+	defer l.gone(cl, partitions, orderly)
 	if len(partitions) == 0 || !l.ask(func() { l.releases = append(l.releases, r) }) {
 		return
 	}
@@ -926,8 +918,11 @@ func (l *claimLoop) gone(_ *kgo.Client, partitions map[string][]int32, orderly b
 	}
 }
 
-func (l *claimLoop) fetched(ctx context.Context, committed []committedOffset) error {
+func (l *claimLoop) onFetched(ctx context.Context, committed []committedOffset) error {
 	<-l.opened
+	if err := l.fetched(ctx, committed); err != nil {
+		return err
+	}
 	partitions, ends, err := l.recover(ctx, committed)
 	if err != nil {
 		return err
@@ -980,7 +975,7 @@ func (l *claimLoop) commit(now time.Time, proposal []*claimItem) bool {
 	req.Group = l.o.Group.In(l.c.cfg.Namespace)
 	// Those of the assignment, not of the moment: a member that was thrown out
 	// and has joined again must be refused for what it held before.
-	req.MemberID, req.Generation, req.InstanceID = l.member, l.generation, &l.c.member
+	req.MemberID, req.Generation, req.InstanceID = l.memberID, l.generation, &l.c.member
 	type said struct {
 		p        *claimPartition
 		offset   int64
@@ -1042,6 +1037,7 @@ func (l *claimLoop) commit(now time.Time, proposal []*claimItem) bool {
 			}
 			l.commitWait.reset()
 			l.metrics.commits.WithLabelValues("ok").Inc()
+			l.c.tel.Health.Set("claims", nil)
 			for _, s := range sent {
 				s.p.offset, s.p.metadata = s.offset, s.metadata
 			}
@@ -1080,13 +1076,14 @@ func (l *claimLoop) refused(err error) {
 		l.fail(l.c.fenced(err))
 	case errors.Is(err, kerr.UnknownMemberID), errors.Is(err, kerr.IllegalGeneration):
 		l.metrics.commits.WithLabelValues("fenced").Inc()
-		l.fenced = true
+		l.denied = true
 		l.c.log.Warn("claim refused: the group has gone on without this member", "group", string(l.o.Group), "error", err.Error())
 	case passing(err), errors.Is(err, context.Canceled), errors.Is(err, kgo.ErrClientClosed):
 		// Whether it was applied is not known. If it was, its records are listed
 		// as claimed and not called until the next commit says otherwise. The
 		// pause lets a request that is still on the wire arrive first.
 		l.metrics.commits.WithLabelValues("failed").Inc()
+		l.c.tel.Health.Set("claims", err)
 		l.commitFrom = time.Now().Add(l.commitWait.next)
 		l.commitWait.grow()
 	default:

@@ -3,7 +3,6 @@ package kafka
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -113,14 +112,14 @@ func (l *claimLoop) recover(ctx context.Context, committed []committedOffset) ([
 			keys: map[string]struct{}{}, pause: *newBackoff(),
 		}
 		partitions = append(partitions, p)
-		if o.metadata == "" || o.offset < 0 {
+		if o.metadata == "" {
 			continue
 		}
 		rec := &recovery{open: map[int64]bool{}, answered: map[int64]bool{}}
 		if err := json.Unmarshal([]byte(o.metadata), &rec.claim); err != nil {
 			// Nothing but this loop commits for its group.
 			err = fault.Fatal(fmt.Errorf("reading the claim of group %s on %s/%d, %q: %w", l.o.Group, o.topic, o.partition, o.metadata, err))
-			l.post(func() { l.fail(err) })
+			l.end(err)
 			return nil, nil, err
 		}
 		for _, offset := range rec.claim.Open {
@@ -135,7 +134,7 @@ func (l *claimLoop) recover(ctx context.Context, committed []committedOffset) ([
 		}
 		bySource[event.Source{Topic: string(o.topic), Partition: o.partition}] = rec
 	}
-	ends, err := l.ends0(ctx)
+	ends, err := l.outcomeEnds(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -161,20 +160,20 @@ func (l *claimLoop) recover(ctx context.Context, committed []committedOffset) ([
 		return nil
 	})
 	if err != nil {
-		return nil, nil, notCanceled(fmt.Errorf("reading the answers to the claims of group %s: %w", l.o.Group, err))
+		return nil, nil, fmt.Errorf("reading the answers to the claims of group %s: %w", l.o.Group, err)
 	}
 	return partitions, ends, nil
 }
 
-// ends0 waits for the ends of the partitions of outcomes.
-func (l *claimLoop) ends0(ctx context.Context) (map[int32]int64, error) {
+// outcomeEnds waits for the ends of the partitions of outcomes.
+func (l *claimLoop) outcomeEnds(ctx context.Context) (map[int32]int64, error) {
 	for pause := newBackoff(); ; {
 		m, err := l.c.HighWatermarks(ctx, topic.Outcomes)
 		if err == nil {
 			return m[topic.Outcomes], nil
 		}
 		if !pause.wait(ctx, l.ended) {
-			return nil, notCanceled(err)
+			return nil, err
 		}
 	}
 }
@@ -194,12 +193,4 @@ func (l *claimLoop) decode(ctx context.Context, r *kgo.Record, o *event.Outcome)
 			return err
 		}
 	}
-}
-
-// notCanceled hides a cancelled context, which the client would take for leaving.
-func notCanceled(err error) error {
-	if errors.Is(err, context.Canceled) {
-		return errors.New(err.Error())
-	}
-	return err
 }
