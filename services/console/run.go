@@ -1,0 +1,379 @@
+package console
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+
+	"github.com/hikyaku/hikyaku/schemas/definition"
+	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/identity"
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/audience"
+	"github.com/hikyaku/hikyaku/services/internal/definitions"
+)
+
+func (a *app) startCommand() *cobra.Command {
+	var again, yes bool
+	cmd := &cobra.Command{
+		Use: "start CAMPAIGN", Short: "Send a campaign now; prints the run",
+		Long: `start asks for a run of the campaign and prints its id. The run waits until ClickHouse holds everything that
+was known when it was asked for, then resolves its audience and sends.
+
+A campaign runs once. --again sends it once more to everybody in its audience, those who already got it included; it asks
+first, with the number of people, unless --yes is given.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.start(cmd.Context(), args[0], again, yes) },
+	}
+	cmd.Flags().BoolVar(&again, "again", false, "send it although it has run before")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask before sending again")
+	return cmd
+}
+
+func (a *app) start(ctx context.Context, campaign string, again, yes bool) error {
+	store, err := a.definitions(ctx)
+	if err != nil {
+		return err
+	}
+	head, ok := store.Head(definition.KindCampaign, campaign)
+	if !ok {
+		return usage("there is no campaign %s; hikyaku get campaign lists them", campaign)
+	}
+	if again && !yes {
+		if err := a.confirm(ctx, store, head); err != nil {
+			return err
+		}
+	}
+	request := identity.ID(randomBytes())
+	run := identity.Run(a.cluster.Namespace(), campaign, request.String())
+	rec, err := a.cluster.Record(topic.RunRequests, campaign, &event.RunRequest{Action: "start", RequestID: request, CampaignID: campaign, Again: again,
+		RequestedAt: time.Now().UTC().Truncate(time.Microsecond), RequestedBy: author()})
+	if err != nil {
+		return err
+	}
+	producer, err := a.cluster.Producer()
+	if err != nil {
+		return err
+	}
+	defer producer.Close()
+	if err := producer.ProduceSync(ctx, rec).FirstErr(); err != nil {
+		return missing("the request could not be written to Kafka: %w", err)
+	}
+	s, err := a.awaitRun(ctx, run)
+	if err != nil {
+		return err
+	}
+	if s.State == "refused" {
+		return broken("refused: %s", s.Note)
+	}
+	if a.asJSON {
+		return a.printJSON(map[string]any{"run_id": run.String(), "campaign_id": campaign, "state": s.State})
+	}
+	fmt.Fprintln(a.out, run)
+	fmt.Fprintf(a.err, "follow it: hikyaku status %s\n", run)
+	return nil
+}
+
+// confirm asks before a campaign is sent once more, with the number of people.
+func (a *app) confirm(ctx context.Context, store *definitions.Store, head definitions.Version) error {
+	campaign, err := definitions.Decode[*definition.Campaign](head)
+	if err != nil {
+		return err
+	}
+	n, err := a.countAudience(ctx, store, campaign.Audience)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(a.err, "Send %s again to about %s people? [y/N] ", head.ID, thousands(n))
+	line, err := bufio.NewReader(a.stdin).ReadString('\n')
+	if answer := strings.ToLower(strings.TrimSpace(line)); err != nil || answer != "y" && answer != "yes" {
+		return usage("not started")
+	}
+	return nil
+}
+
+// countAudience counts the members an audience has now.
+func (a *app) countAudience(ctx context.Context, store *definitions.Store, id string) (int64, error) {
+	def, at, err := audienceNow(store, id)
+	if err != nil {
+		return 0, err
+	}
+	conn, err := a.clickhouse(ctx)
+	if err != nil {
+		return 0, err
+	}
+	q := audience.Count(def.Filter, at)
+	a.sql(q.SQL, q.Args...)
+	var n uint64
+	if err := conn.QueryRow(ctx, q.SQL, q.Args...).Scan(&n); err != nil {
+		return 0, fmt.Errorf("counting audience %s: %w", id, err)
+	}
+	return int64(n), nil
+}
+
+// audienceNow is an audience as it would be resolved now.
+func audienceNow(store *definitions.Store, id string) (*definition.Audience, audience.Moment, error) {
+	at := audience.Moment{AsOf: time.Now().UTC().Truncate(time.Microsecond)}
+	head, ok := store.Head(definition.KindAudience, id)
+	if !ok {
+		return nil, at, usage("there is no audience %s; hikyaku get audience lists them", id)
+	}
+	def, err := definitions.Decode[*definition.Audience](head)
+	if err != nil {
+		return nil, at, err
+	}
+	for _, segment := range def.Filter.Segments() {
+		pin := event.SegmentPin{SegmentID: segment}
+		if v, ok := store.Head(definitions.KindSegment, segment); ok {
+			s, err := definitions.DecodeSegment(v)
+			if err != nil {
+				return nil, at, err
+			}
+			pin.ImportIDs = s.Imports
+		}
+		at.Segments = append(at.Segments, pin)
+	}
+	return def, at, nil
+}
+
+func randomBytes() [16]byte {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the process instead
+	return b
+}
+
+// runState is what status shows, as the sink has stored it.
+type runState struct {
+	RunID      string     `json:"run_id"`
+	CampaignID string     `json:"campaign_id"`
+	State      string     `json:"state"`
+	Note       string     `json:"note"`
+	Expected   int64      `json:"expected"`
+	Audience   int64      `json:"audience"`
+	Excluded   int64      `json:"excluded"`
+	Requested  int64      `json:"requested"`
+	Waiting    int64      `json:"waiting"`
+	Rejected   int64      `json:"rejected"`
+	Accepted   int64      `json:"accepted"`
+	Failed     int64      `json:"failed"`
+	Uncertain  int64      `json:"uncertain"`
+	Expired    int64      `json:"expired"`
+	Cancelled  int64      `json:"cancelled"`
+	Parked     int64      `json:"parked"`
+	Balanced   bool       `json:"balanced"`
+	StartedAt  *time.Time `json:"started_at"`
+	FinishedAt *time.Time `json:"finished_at"`
+}
+
+func (s *runState) ended() bool {
+	return s.State == "finished" || s.State == "cancelled" || s.State == "failed" || s.State == "refused"
+}
+
+// settled is the number of people about whom nothing is open.
+func (s *runState) settled() int64 { return s.Excluded + s.Requested - s.Waiting }
+
+const runQuery = `SELECT campaign_id, state, note, (SELECT any(expected) FROM runs WHERE run_id = toUUID(?)) AS expected, audience, excluded, requested, waiting, rejected, accepted, failed, uncertain, expired, cancelled, parked,
+  balanced_by_driver, started_at, finished_at
+FROM run_balance WHERE run_id = toUUID(?)`
+
+// errNoRun says that ClickHouse knows no such run (yet).
+var errNoRun = errors.New("no such run")
+
+func (a *app) runState(ctx context.Context, run identity.ID) (*runState, error) {
+	conn, err := a.clickhouse(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a.sql(runQuery, run.UUID(), run.UUID())
+	s := runState{RunID: run.String()}
+	err = conn.QueryRow(ctx, runQuery, run.UUID(), run.UUID()).Scan(&s.CampaignID, &s.State, &s.Note, &s.Expected, &s.Audience, &s.Excluded, &s.Requested, &s.Waiting, &s.Rejected,
+		&s.Accepted, &s.Failed, &s.Uncertain, &s.Expired, &s.Cancelled, &s.Parked, &s.Balanced, &s.StartedAt, &s.FinishedAt)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, errNoRun
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading run %s: %w", run, err)
+	}
+	return &s, nil
+}
+
+// awaitRun waits until a run that was asked for is there.
+func (a *app) awaitRun(ctx context.Context, run identity.ID) (*runState, error) {
+	ctx, cancel := context.WithTimeout(ctx, max(a.patience, 30*time.Second))
+	defer cancel()
+	for {
+		s, err := a.runState(ctx, run)
+		if !errors.Is(err, errNoRun) {
+			return s, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, missing("run %s was asked for, but no audience-resolver has taken it up, or the sink does not show it; look at it later with hikyaku status %s", run, run)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func runArg(s string) (identity.ID, error) {
+	id, err := identity.Parse(s)
+	if err != nil {
+		return id, usage("%q is no run; a run is the 32 hex digits that hikyaku start prints", s)
+	}
+	return id, nil
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	var follow bool
+	cmd := &cobra.Command{
+		Use: "status RUN", Short: "Follow a run with a live progress bar",
+		Long: "On a terminal status draws a bar until the run has ended. Otherwise, and with --json, it says once how it stands;\n--wait waits for the end in any case.",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.status(cmd.Context(), args[0], follow) },
+	}
+	cmd.Flags().BoolVar(&follow, "wait", false, "wait until the run has ended")
+	return cmd
+}
+
+func (a *app) status(ctx context.Context, arg string, follow bool) error {
+	run, err := runArg(arg)
+	if err != nil {
+		return err
+	}
+	s, err := a.runState(ctx, run)
+	if errors.Is(err, errNoRun) {
+		return usage("there is no run %s", run)
+	}
+	if err != nil {
+		return err
+	}
+	width, terminal := a.terminal()
+	if !s.ended() && (follow || terminal && !a.asJSON) {
+		if s, err = a.follow(ctx, run, s, width, terminal && !a.asJSON); err != nil {
+			return err
+		}
+	}
+	if a.asJSON {
+		return a.printJSON(s)
+	}
+	fmt.Fprintln(a.out, s.sentence())
+	if s.Uncertain > 0 {
+		fmt.Fprintln(a.out, aboutUncertain(s.Uncertain, run))
+	}
+	return nil
+}
+
+func (s *runState) sentence() string {
+	line := fmt.Sprintf("%s: %s", s.CampaignID, s.State)
+	if s.Note != "" {
+		line += " (" + s.Note + ")"
+	}
+	if s.Audience > 0 {
+		line += fmt.Sprintf("; %s people: %s excluded, %s requested, of which %s accepted, %s waiting", thousands(s.Audience), thousands(s.Excluded), thousands(s.Requested), thousands(s.Accepted), thousands(s.Waiting))
+	}
+	return line
+}
+
+// follow draws until the run has ended.
+func (a *app) follow(ctx context.Context, run identity.ID, s *runState, width int, draw bool) (*runState, error) {
+	var bar *mpb.Bar
+	if draw {
+		p := mpb.New(mpb.WithOutput(a.err), mpb.WithWidth(min(width-2, 100)), mpb.WithAutoRefresh())
+		state := func(decor.Statistics) string { return s.CampaignID + " " + s.State + " " }
+		bar = p.AddBar(max(s.Expected, 1), mpb.PrependDecorators(decor.Any(state)),
+			mpb.AppendDecorators(decor.CountersNoUnit(" %d / %d"), decor.AverageSpeed(0, " %.0f/s"), decor.OnComplete(decor.AverageETA(decor.ET_STYLE_GO, decor.WCSyncSpace), "")))
+		defer p.Wait()
+	}
+	for {
+		if bar != nil {
+			bar.SetTotal(max(s.Audience, s.Expected, 1), false)
+			bar.SetCurrent(s.settled())
+		}
+		if s.ended() {
+			if bar != nil {
+				bar.SetTotal(-1, true)
+			}
+			return s, nil
+		}
+		select {
+		case <-ctx.Done():
+			if bar != nil {
+				bar.Abort(false)
+			}
+			return nil, ctx.Err()
+		case <-time.After(250 * time.Millisecond):
+		}
+		next, err := a.runState(ctx, run)
+		if err != nil {
+			if bar != nil {
+				bar.Abort(false)
+			}
+			return nil, err
+		}
+		s = next
+	}
+}
+
+func (a *app) cancelCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "cancel RUN", Short: "Stop a run: what was not handed to the provider yet is cancelled",
+		Long: "People not yet asked for are excluded (run_cancelled), messages not yet claimed by a sender end as cancelled. What a\nprovider already has cannot be taken back. The run then balances like any other.",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.cancel(cmd.Context(), args[0]) },
+	}
+}
+
+func (a *app) cancel(ctx context.Context, arg string) error {
+	run, err := runArg(arg)
+	if err != nil {
+		return err
+	}
+	s, err := a.runState(ctx, run)
+	if errors.Is(err, errNoRun) {
+		return usage("there is no run %s", run)
+	}
+	if err != nil {
+		return err
+	}
+	if s.ended() {
+		fmt.Fprintf(a.err, "run %s has already ended: %s\n", run, s.State)
+	} else if err := a.requestCancel(ctx, s.CampaignID, run); err != nil {
+		return err
+	}
+	if a.asJSON {
+		return a.printJSON(map[string]any{"run_id": run.String(), "campaign_id": s.CampaignID, "requested": !s.ended()})
+	}
+	if !s.ended() {
+		fmt.Fprintf(a.out, "cancelling %s; hikyaku status %s follows it\n", run, run)
+	}
+	return nil
+}
+
+func (a *app) requestCancel(ctx context.Context, campaign string, run identity.ID) error {
+	c, err := a.kafka(ctx)
+	if err != nil {
+		return err
+	}
+	rec, err := c.Record(topic.RunRequests, campaign, &event.RunRequest{Action: "cancel", RequestID: identity.ID(randomBytes()), CampaignID: campaign, RunID: &run,
+		RequestedAt: time.Now().UTC().Truncate(time.Microsecond), RequestedBy: author()})
+	if err != nil {
+		return err
+	}
+	producer, err := c.Producer()
+	if err != nil {
+		return err
+	}
+	defer producer.Close()
+	if err := producer.ProduceSync(ctx, rec).FirstErr(); err != nil {
+		return missing("the request could not be written to Kafka: %w", err)
+	}
+	return nil
+}

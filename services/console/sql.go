@@ -1,0 +1,107 @@
+package console
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) sqlCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "sql QUERY", Short: "Ask ClickHouse; as a table, or with --json as JSON Lines",
+		Long:    "The namespace's database is the default one. Views for people: events, profiles, outcomes, engagements, messages, funnel,\nrun_balance; DESCRIBE TABLE names and explains their columns.",
+		Example: "  hikyaku sql 'SELECT * FROM run_balance' --json", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.query(cmd.Context(), args[0]) },
+	}
+}
+
+func (a *app) query(ctx context.Context, query string) error {
+	conn, err := a.clickhouse(ctx)
+	if err != nil {
+		return err
+	}
+	rows, err := conn.Query(ctx, query)
+	if err != nil {
+		return usage("%w", err)
+	}
+	defer rows.Close()
+	types := rows.ColumnTypes()
+	names := rows.Columns()
+	var table [][]string
+	for rows.Next() {
+		values := make([]any, len(types))
+		for i, t := range types {
+			values[i] = reflect.New(t.ScanType()).Interface()
+		}
+		if err := rows.Scan(values...); err != nil {
+			return fmt.Errorf("reading a row: %w", err)
+		}
+		if a.asJSON {
+			if err := a.printJSONRow(names, values); err != nil {
+				return err
+			}
+			continue
+		}
+		row := make([]string, len(values))
+		for i := range values {
+			row[i] = cell(values[i])
+		}
+		table = append(table, row)
+	}
+	if err := rows.Err(); err != nil {
+		return usage("%w", err)
+	}
+	if !a.asJSON && len(names) > 0 {
+		a.table(names, table)
+	}
+	return nil
+}
+
+// printJSONRow prints one object, its columns in the order of the query.
+func (a *app) printJSONRow(names []string, values []any) error {
+	b := []byte{'{'}
+	for i, name := range names {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		key, err := json.Marshal(name)
+		if err != nil {
+			return err
+		}
+		value, err := json.Marshal(reflect.ValueOf(values[i]).Elem().Interface())
+		if err != nil {
+			return fmt.Errorf("writing column %s: %w", name, err)
+		}
+		b = append(append(append(b, key...), ':'), value...)
+	}
+	_, err := fmt.Fprintf(a.out, "%s}\n", b)
+	return err
+}
+
+// cell writes a value for people.
+func cell(v any) string {
+	e := reflect.ValueOf(v).Elem()
+	if e.Kind() == reflect.Pointer {
+		if e.IsNil() {
+			return ""
+		}
+		e = e.Elem()
+	}
+	switch x := e.Interface().(type) {
+	case time.Time:
+		return x.UTC().Format("2006-01-02 15:04:05.000")
+	case string, bool, fmt.Stringer:
+		return fmt.Sprint(x)
+	}
+	switch e.Kind() {
+	case reflect.Map, reflect.Slice, reflect.Struct:
+		if b, err := json.Marshal(e.Interface()); err == nil {
+			return string(b)
+		}
+	}
+	return fmt.Sprint(e.Interface())
+}
