@@ -6,7 +6,9 @@ package sink
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,7 +16,12 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
+
+// insertPatience ends one insert. It is below the time that a group waits for a
+// member's batch, so that a database that hangs costs no membership.
+const insertPatience = 45 * time.Second
 
 // Inserter inserts rows into a table and returns when they are stored.
 type Inserter interface {
@@ -27,60 +34,105 @@ type Source interface {
 	NameOf(kafkaTopic string) topic.Name
 }
 
-// Sink is the handler of the sink's Effect loop.
-type Sink struct {
-	source Source
-	into   Inserter
-	rows   *prometheus.CounterVec
+// reader turns the records of a topic into rows that wait in their tables.
+type reader interface {
+	read(source Source, name topic.Name, r *kgo.Record) error
 }
 
-// New returns a sink whose counters are registered with reg.
+// store is a table, whatever its records are.
+type store interface {
+	fmt.Stringer
+	flush(ctx context.Context, into Inserter) (rows int, err error)
+	forget()
+}
+
+// Sink is the handler of the sink's Effect loop, for one goroutine.
+type Sink struct {
+	source  Source
+	into    Inserter
+	readers map[topic.Name]reader
+	stores  []store
+	rows    *prometheus.CounterVec
+	seconds *prometheus.HistogramVec
+}
+
+// New returns a sink whose metrics are registered with reg.
 func New(source Source, into Inserter, reg prometheus.Registerer) *Sink {
-	s := &Sink{source: source, into: into,
-		rows: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sink_rows_total", Help: "Rows inserted into ClickHouse, repeats included, by table."}, []string{"table"})}
-	reg.MustRegister(s.rows)
+	events, profiles, members := newEventRows(), newProfileRows(), newSegmentMemberRows()
+	inputs, outcomes, engagements := newMessageInputRows(), newOutcomeRows(), newEngagementRows()
+	runs := &runRows{newRunRows(), newRunShardRows(), newRunCounterRows()}
+	s := &Sink{
+		source: source, into: into,
+		readers: map[topic.Name]reader{
+			topic.Events: events, topic.Profiles: profiles, topic.SegmentMembers: members,
+			topic.MessageRequestsBulk: inputs, topic.Outcomes: outcomes, topic.Engagements: engagements, topic.Runs: runs,
+		},
+		// Facts before the books: run_balance compares both, and should not see a
+		// run's counters before the outcomes they were counted from.
+		stores: []store{events, profiles, members, inputs, outcomes, engagements, runs.shards, runs.counters, runs.states},
+		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sink_rows_total", Help: "Rows inserted into ClickHouse, repeats included.",
+		}, []string{"table"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "sink_insert_seconds", Help: "Time of one insert, in seconds, failed ones included.",
+			Buckets: prometheus.ExponentialBuckets(0.002, 2, 14),
+		}, []string{"table"}),
+	}
+	reg.MustRegister(s.rows, s.seconds)
 	return s
 }
 
 // Handle inserts a batch, one insert per table, and returns its durable prefix:
 // all of it, or what stands before the first record that cannot be stored.
 func (s *Sink) Handle(ctx context.Context, records []*kgo.Record) (int, error) {
-	byTable := map[*table][][]any{}
-	n, stopped := 0, error(nil)
-	for _, r := range records {
-		row, err := rowOf(s.source, s.source.NameOf(r.Topic), r)
-		if err != nil {
-			stopped = fmt.Errorf("reading %s/%d at offset %d: %w", r.Topic, r.Partition, r.Offset, err)
-			break
+	defer func() {
+		for _, t := range s.stores {
+			t.forget()
 		}
-		if row.table != nil {
-			byTable[row.table] = append(byTable[row.table], row.values)
+	}()
+	n, unreadable := s.read(records)
+	for _, t := range s.stores {
+		if err := s.insert(ctx, t); err != nil {
+			// I1: nothing is done, although tables before this one have their rows:
+			// they will be inserted again and shown once.
+			return 0, err
 		}
-		n++
 	}
-	// Facts before the books: run_balance compares both, and must not see a
-	// run's counters before the outcomes they were counted from.
-	for _, t := range inOrder {
-		rows := byTable[t]
-		if len(rows) == 0 {
-			continue
-		}
-		err := s.into.Insert(ctx, t.name, t.columns, len(rows), func(b driver.Batch) error {
-			for _, values := range rows {
-				if err := b.Append(values...); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			// I1: other tables' rows may be in; they will be inserted again and
-			// shown once.
-			return 0, fmt.Errorf("inserting %d rows into %s: %w", len(rows), t.name, err)
-		}
-		s.rows.WithLabelValues(t.name).Add(float64(len(rows)))
-	}
-	return n, stopped
+	return n, unreadable
 }
 
-var inOrder = []*table{eventRows, profileRows, segmentMemberRows, messageInputRows, outcomeRows, engagementRows, runShardRows, runCounterRows, runRows}
+// read lets the rows of records wait in their tables. It returns how many
+// records it has read and what is wrong with the next one.
+func (s *Sink) read(records []*kgo.Record) (int, error) {
+	for n, r := range records {
+		if r.Value == nil {
+			continue // a tombstone: what it removes is gone from the topic, not from history
+		}
+		name := s.source.NameOf(r.Topic)
+		to, ok := s.readers[name]
+		if !ok {
+			return n, fault.Fatal(fmt.Errorf("the sink has no table for the topic %s", name))
+		}
+		if err := to.read(s.source, name, r); err != nil {
+			return n, fmt.Errorf("making a row of %s/%d at offset %d: %w", name, r.Partition, r.Offset, err)
+		}
+	}
+	return len(records), nil
+}
+
+var errNoAnswer = errors.New("ClickHouse has not answered in time")
+
+func (s *Sink) insert(ctx context.Context, t store) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, insertPatience, fault.Transient(errNoAnswer))
+	defer cancel()
+	start := time.Now()
+	n, err := t.flush(ctx, s.into)
+	if n > 0 {
+		s.seconds.WithLabelValues(t.String()).Observe(time.Since(start).Seconds())
+	}
+	if err != nil {
+		return err
+	}
+	s.rows.WithLabelValues(t.String()).Add(float64(n))
+	return nil
+}

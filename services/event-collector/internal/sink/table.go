@@ -1,0 +1,183 @@
+package sink
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
+)
+
+// row is a record that has been read, and where it lay.
+type row[T any] struct {
+	rec   T
+	from  *kgo.Record
+	topic topic.Name
+}
+
+// table is a storage table of schemas/clickhouse with the rows that wait to be
+// inserted into it. Every column is a function of its record (I5): a record
+// read twice makes the same row.
+type table[T any, P interface {
+	*T
+	event.Record
+}] struct {
+	name    string
+	columns []column[T]
+	names   []string
+	// derive computes what columns need beside the record's fields. Nil if they
+	// need nothing; its errors are the record's own fault.
+	derive func(*T, *kgo.Record) error
+	rows   []row[T]
+}
+
+func newTable[T any, P interface {
+	*T
+	event.Record
+}](name string, derive func(*T, *kgo.Record) error, columns ...[]column[T]) *table[T, P] {
+	t := &table[T, P]{name: name, derive: derive}
+	for _, c := range columns {
+		t.columns = append(t.columns, c...)
+	}
+	// Every table ends with when and where the record lay in Kafka.
+	t.columns = append(t.columns,
+		whole("ingested_at", func(r *row[T]) time.Time { return r.from.Timestamp }),
+		column[T]{name: "kafka_topic", fill: func(into driver.BatchColumn, rows []row[T]) error {
+			names := boxes{}
+			for i := range rows {
+				if err := into.AppendRow(names.of(string(rows[i].topic))); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+		whole("kafka_partition", func(r *row[T]) int32 { return r.from.Partition }),
+		whole("kafka_offset", func(r *row[T]) int64 { return r.from.Offset }))
+	for _, c := range t.columns {
+		t.names = append(t.names, c.name)
+	}
+	return t
+}
+
+// read decodes a record and lets its row wait.
+func (t *table[T, P]) read(source Source, name topic.Name, r *kgo.Record) error {
+	var rec T
+	if err := source.Decode(r, P(&rec)); err != nil {
+		return err
+	}
+	return t.add(rec, name, r)
+}
+
+// add lets a row wait. Its error is poison, and then no row waits.
+func (t *table[T, P]) add(rec T, name topic.Name, r *kgo.Record) error {
+	if err := t.check(&rec, r); err != nil {
+		return fault.Poison(err)
+	}
+	t.rows = append(t.rows, row[T]{rec, r, name})
+	return nil
+}
+
+// The driver counts nanoseconds in 64 bits, so it would silently store another
+// time for one beyond these.
+var (
+	earliest = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC)
+	latest   = time.Unix(0, math.MaxInt64)
+)
+
+// check finds what the database would refuse or store wrongly, while it is
+// still known which record it is.
+func (t *table[T, P]) check(rec *T, r *kgo.Record) error {
+	for i := range t.columns {
+		if t.columns[i].moment == nil {
+			continue
+		}
+		// The zero time is one that was never set; it is stored as 1970.
+		if at := t.columns[i].moment(rec); !at.IsZero() && (at.Before(earliest) || at.After(latest)) {
+			return fmt.Errorf("%s lies outside the years 1900 to 2262", t.columns[i].name)
+		}
+	}
+	if t.derive != nil {
+		return t.derive(rec, r)
+	}
+	return nil
+}
+
+// flush inserts the rows that wait, as one block, and returns how many they were.
+func (t *table[T, P]) flush(ctx context.Context, into Inserter) (int, error) {
+	n := len(t.rows)
+	if n == 0 {
+		return 0, nil
+	}
+	return n, into.Insert(ctx, t.name, t.names, n, func(b driver.Batch) error {
+		for i, c := range t.columns {
+			if err := c.fill(b.Column(i), t.rows); err != nil {
+				return fmt.Errorf("filling column %s of %s: %w", c.name, t.name, err)
+			}
+		}
+		return nil
+	})
+}
+
+// forget drops the rows that wait and keeps their room.
+func (t *table[T, P]) forget() {
+	clear(t.rows)
+	t.rows = t.rows[:0]
+}
+
+func (t *table[T, P]) String() string { return t.name }
+
+// readable refuses values that the views over a table could not show: one such
+// row would make every question about the table fail.
+func readable(values []event.NamedValue) error {
+	for i := range values {
+		if err := readableValue(values[i].Value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readableValue(v event.Value) error {
+	switch v.Kind() {
+	case event.KindFloat:
+		if f := v.Float(); math.IsNaN(f) || math.IsInf(f, 0) {
+			return errors.New("a value is a number that JSON does not have")
+		}
+	case event.KindJSON:
+		if !json.Valid([]byte(v.Text())) {
+			return errors.New("a value is not the JSON it says it is")
+		}
+	}
+	return nil
+}
+
+// object writes values as a JSON object in the order that the record has them.
+func object(values []event.NamedValue) (string, error) {
+	if err := readable(values); err != nil {
+		return "", err
+	}
+	b := []byte{'{'}
+	for i := range values {
+		name, err := json.Marshal(values[i].Name)
+		if err != nil {
+			return "", err
+		}
+		value, err := values[i].Value.MarshalJSON()
+		if err != nil {
+			return "", err
+		}
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(append(append(b, name...), ':'), value...)
+	}
+	return string(append(b, '}')), nil
+}
