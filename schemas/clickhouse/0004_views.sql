@@ -349,10 +349,10 @@ FROM
     FROM run_counters
     ARRAY JOIN CAST(excluded, 'Array(Tuple(String, Int64))') AS reason_count
     UNION ALL
-    SELECT run_id, counted.1 AS name, counted.2 AS reason, toInt64(0) AS by_resolver, toInt64(1) AS by_rows
+    SELECT run_id, counted.1, counted.2, toInt64(0), toInt64(1) -- named as above: reason here is the message's
     FROM messages
-    ARRAY JOIN if(requested_at IS NULL, [(toString(class), if(class = 'excluded', reason, ''))],
-        [(toString(class), if(class = 'excluded', reason, '')), ('requested', '')]) AS counted
+    ARRAY JOIN arrayFilter(counted_as -> counted_as.1 != '',
+        [(toString(class), if(class = 'excluded', reason, '')), (if(requested_at IS NULL, '', 'requested'), '')]) AS counted
     WHERE class != 'unknown'
 )
 GROUP BY run_id, name, reason
@@ -393,7 +393,7 @@ CREATE VIEW IF NOT EXISTS run_balance
     parked_stored           Int64 COMMENT 'parked, as counted from what is stored',
     excluded_reasons_stored Map(String, Int64) COMMENT 'reason to people, as counted from what is stored',
     difference              Map(String, Int64) COMMENT 'what differs between the two countings: stored less resolver, for each number and for each reason as excluded.<reason>; empty when they agree',
-    balanced                Bool COMMENT 'candidates = repeats + excluded + requested, nothing waits, the classes add up to requested, and both countings agree',
+    balanced                Bool COMMENT 'the people are resolved, candidates = repeats + excluded + requested, nothing waits, the classes add up to requested, and both countings agree',
     balanced_by_driver      Bool COMMENT 'the resolver found the same and closed the run'
 )
 AS SELECT
@@ -403,9 +403,10 @@ AS SELECT
     excluded_stored, requested_stored, waiting_stored, rejected_stored, accepted_stored,
     failed_stored, uncertain_stored, expired_stored, cancelled_stored, parked_stored,
     excluded_reasons_stored, difference,
-    candidates = repeats + excluded + requested AND waiting = 0
+    CAST(state NOT IN ('preparing', 'blocked', 'resolving')
+        AND candidates = repeats + excluded + requested AND waiting = 0
         AND waiting + rejected + accepted + failed + uncertain + expired + cancelled + parked = requested
-        AND empty(difference) AS balanced,
+        AND empty(difference) AS Bool) AS balanced,
     balanced_by_driver
 FROM
 (
@@ -438,10 +439,10 @@ LEFT JOIN
         sumIf(stored, name = 'expired') AS expired_stored,
         sumIf(stored, name = 'cancelled') AS cancelled_stored,
         sumIf(stored, name = 'parked') AS parked_stored,
-        CAST(groupArrayIf((reason, resolver), name = 'excluded' AND resolver != 0), 'Map(String, Int64)') AS excluded_reasons,
-        CAST(groupArrayIf((reason, stored), name = 'excluded' AND stored != 0), 'Map(String, Int64)') AS excluded_reasons_stored,
-        CAST(groupArrayIf((if(name = 'excluded', concat('excluded.', reason), name), stored - resolver),
-            name NOT IN ('candidates', 'repeats') AND stored != resolver), 'Map(String, Int64)') AS difference
+        CAST(arraySort(groupArrayIf((reason, resolver), name = 'excluded' AND resolver != 0)), 'Map(String, Int64)') AS excluded_reasons,
+        CAST(arraySort(groupArrayIf((reason, stored), name = 'excluded' AND stored != 0)), 'Map(String, Int64)') AS excluded_reasons_stored,
+        CAST(arraySort(groupArrayIf((if(name = 'excluded', concat('excluded.', reason), name), stored - resolver),
+            name NOT IN ('candidates', 'repeats') AND stored != resolver)), 'Map(String, Int64)') AS difference
     FROM run_counts
     GROUP BY run_id
 ) AS counted USING (run_id)

@@ -200,15 +200,15 @@ func TestInsertSendsExactlyWhatItWasToldTo(t *testing.T) {
 		}
 	}
 	// A migration changes a column under a running sink: a batch fails, and the next one finds the new type.
-	for _, change := range []string{"ALTER TABLE t DROP COLUMN m", "ALTER TABLE t ADD COLUMN m Array(String)"} {
+	for _, change := range []string{"ALTER TABLE t DROP COLUMN m", "ALTER TABLE t ADD COLUMN m UInt8"} {
 		if err := c.Exec(ctx, change); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := c.Insert(ctx, "t", columns, 2, two); err == nil {
-		t.Error("a map went into an array")
+		t.Error("a map went into a number")
 	}
-	if err := c.Insert(ctx, "t", columns, 1, func(b driver.Batch) error { return b.Append(uint8(3), []string{"x"}) }); err != nil {
+	if err := c.Insert(ctx, "t", columns, 1, func(b driver.Batch) error { return b.Append(uint8(3), uint8(4)) }); err != nil {
 		t.Error(err)
 	}
 }
