@@ -100,9 +100,9 @@ const (
 var errKilled = errors.New("killed by the test")
 
 const (
-	// maxCallTimeout leaves time to acknowledge and commit before the
+	// MaxCallTimeout is the longest ClaimOptions.CallTimeout. It leaves time to acknowledge and commit before the
 	// coordinator throws out a member that keeps others waiting.
-	maxCallTimeout = rebalanceTimeout - 10*time.Second
+	MaxCallTimeout = rebalanceTimeout - 10*time.Second
 	// maxSpan bounds the settled records kept behind one that is not: what a
 	// recovery has to read again.
 	maxSpan = 8192
@@ -125,9 +125,9 @@ const (
 // calls, lets those in flight end within the drain time, commits the exact prefix
 // and returns nil. Errors are Fatal; after any of them the next run recovers.
 func (c *Cluster) RunClaims(ctx context.Context, o ClaimOptions) error {
-	if o.Connections < 1 || o.CallTimeout <= 0 || o.CallTimeout > maxCallTimeout {
+	if o.Connections < 1 || o.CallTimeout <= 0 || o.CallTimeout > MaxCallTimeout {
 		return fault.Fatal(fmt.Errorf("running the claim loop of %s: %d connections, call timeout %s; at least 1, and from 0 to %s wanted",
-			o.Group, o.Connections, o.CallTimeout, maxCallTimeout))
+			o.Group, o.Connections, o.CallTimeout, MaxCallTimeout))
 	}
 	l := newClaimLoop(c, o)
 	return l.run(ctx)
@@ -371,7 +371,7 @@ func (l *claimLoop) loop(ctx, work context.Context) error {
 		case <-drained:
 			// The calls in flight end now, with what is known of them; what they
 			// still have to say gets a moment to be acknowledged.
-			drained, l.stopping, hard = nil, true, time.After(time.Second)
+			drained, l.stopping, hard = nil, true, time.After(500 * time.Millisecond)
 		case <-hard:
 			return l.err // the last claim stands; the next owner resolves it
 		}
@@ -579,7 +579,9 @@ func (l *claimLoop) settleBy(item *claimItem, outputs Outputs) {
 	l.unacked += len(group)
 	outcomes := topic.Outcomes.In(l.c.cfg.Namespace)
 	for _, r := range group {
-		if r.Topic == outcomes && r.Partition != item.p.number {
+		// (One that is parked because it lies where it should not is parked again
+		// by a recovery.)
+		if r.Topic == outcomes && r.Partition != item.p.number && !item.parked {
 			l.fail(fault.Fatal(fmt.Errorf("settling %s: its outcome is for partition %d, where a recovery would not find it",
 				l.c.origin(item.r), r.Partition)))
 			return

@@ -164,7 +164,7 @@ type sending struct {
 
 type sendOption func(*kafka.Config, *kafka.ClaimOptions)
 
-func instance(name string) sendOption {
+func asInstance(name string) sendOption {
 	return func(c *kafka.Config, _ *kafka.ClaimOptions) { c.Instance = name }
 }
 func session(d time.Duration) sendOption {
@@ -500,7 +500,7 @@ func TestZombieNeitherClaimsNorCalls(t *testing.T) {
 			paused, resume := make(chan struct{}), make(chan struct{})
 			var once sync.Once
 			zombie := &provider{}
-			a := send(t, k, zombie, instance("a"), session(time.Second), hook(func(at string, _ *kgo.Record) bool {
+			a := send(t, k, zombie, asInstance("a"), session(time.Second), hook(func(at string, _ *kgo.Record) bool {
 				if at == point {
 					once.Do(func() { close(paused); <-resume })
 				}
@@ -509,7 +509,7 @@ func TestZombieNeitherClaimsNorCalls(t *testing.T) {
 			<-paused
 			holdHeartbeats(k, "sender-a")
 			heir := &provider{}
-			b := send(t, k, heir, instance("b"), session(time.Second))
+			b := send(t, k, heir, asInstance("b"), session(time.Second))
 			requireAtRest(t, k)
 			require.Zero(t, zombie.total())
 			before := committed(t, k)
@@ -747,10 +747,10 @@ func TestRebalanceWaitsForTheCallsInFlight(t *testing.T) {
 		}
 		return nil, nil, false
 	})
-	a := send(t, k, first, instance("a"), session(2*time.Second), connections(4))
+	a := send(t, k, first, asInstance("a"), session(2*time.Second), connections(4))
 	kafkatest.Eventually(t, func() bool { return first.inFlight() == 4 }, "no calls")
 	second := &provider{}
-	b := send(t, k, second, instance("b"), session(2*time.Second), connections(4))
+	b := send(t, k, second, asInstance("b"), session(2*time.Second), connections(4))
 	kafkatest.Eventually(t, rebalancing, "no rebalance")
 	before := told.Load()
 	kafkatest.Eventually(t, func() bool { return told.Load() >= before+2 }, "no heartbeats during the wait")
