@@ -1,0 +1,116 @@
+package profile_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/hikyaku/hikyaku/schemas/event"
+
+	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/profile"
+)
+
+var t0 = time.Date(2026, 11, 21, 9, 0, 0, 0, time.UTC)
+
+func patch(minute int, change func(*event.ProfilePatch)) *event.ProfilePatch {
+	at := t0.Add(time.Duration(minute) * time.Minute)
+	p := &event.ProfilePatch{UserID: "u", OccurredAt: at, SetAt: at, SetBy: "import:1"}
+	change(p)
+	return p
+}
+
+func set(name string, v event.Value) func(*event.ProfilePatch) {
+	return func(p *event.ProfilePatch) { p.Set = []event.NamedValue{{Name: name, Value: v}} }
+}
+
+func consent(c string) func(*event.ProfilePatch) {
+	return func(p *event.ProfilePatch) { p.Consents = []event.ConsentPatch{{Channel: "email", Consent: c}} }
+}
+
+func address(a string) func(*event.ProfilePatch) {
+	return func(p *event.ProfilePatch) { p.Addresses = []event.AddressPatch{{Channel: "email", Address: a}} }
+}
+
+func apply(patches ...*event.ProfilePatch) *event.Profile {
+	p := &event.Profile{}
+	for _, q := range patches {
+		profile.Apply(p, q)
+	}
+	return p
+}
+
+func TestAttributesAreSetInOrderOfArrival(t *testing.T) {
+	t.Parallel()
+	p := apply(patch(5, set("plan", event.String("gold"))), patch(1, set("plan", event.String("basic"))))
+	require.Equal(t, []event.Attribute{{Name: "plan", Value: event.String("basic"), SetAt: t0.Add(time.Minute), SetBy: "import:1"}}, p.Attributes)
+	p = apply(patch(1, set("b", event.Int(1))), patch(1, set("a", event.Int(2))), patch(2, func(p *event.ProfilePatch) { p.Unset = []string{"b", "never"} }))
+	require.Len(t, p.Attributes, 1)
+	require.Equal(t, "a", p.Attributes[0].Name)
+}
+
+// An unsubscription of 10:00 that arrives after a list of 09:00 stands, and so
+// does one of the same moment.
+func TestLaterConsentWinsAndTiesAreRestrictive(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		patches []*event.ProfilePatch
+		want    string
+	}{
+		{[]*event.ProfilePatch{patch(10, consent("unsubscribed")), patch(9, consent("subscribed"))}, "unsubscribed"},
+		{[]*event.ProfilePatch{patch(9, consent("subscribed")), patch(10, consent("unsubscribed"))}, "unsubscribed"},
+		{[]*event.ProfilePatch{patch(9, consent("unsubscribed")), patch(10, consent("subscribed"))}, "subscribed"},
+		{[]*event.ProfilePatch{patch(9, consent("subscribed")), patch(9, consent("unsubscribed"))}, "unsubscribed"},
+		{[]*event.ProfilePatch{patch(9, consent("unsubscribed")), patch(9, consent("subscribed"))}, "unsubscribed"},
+	} {
+		require.Equal(t, c.want, apply(c.patches...).Consents[0].Consent)
+	}
+}
+
+func TestARemovedAddressDoesNotComeBackFromAnOlderList(t *testing.T) {
+	t.Parallel()
+	p := apply(patch(1, address("old@example.test")), patch(5, address("")), patch(3, address("older@example.test")))
+	require.Empty(t, p.Addresses[0].Address)
+	p = apply(patch(1, address("a@example.test")), patch(1, address("b@example.test")))
+	require.Equal(t, "b@example.test", p.Addresses[0].Address, "the later row of one file")
+}
+
+func TestUndoChangesOnlyWhatItsImportSetLast(t *testing.T) {
+	t.Parallel()
+	by := "import:1"
+	undo := patch(9, set("plan", event.String("before")))
+	undo.SetBy, undo.OnlyIfSetBy = "undo:1", &by
+	changed := patch(5, set("plan", event.String("by a person")))
+	changed.SetBy = "api:web"
+	p := apply(patch(1, set("plan", event.String("imported"))), changed, undo)
+	require.Equal(t, event.String("by a person"), p.Attributes[0].Value)
+	p = apply(patch(1, set("plan", event.String("imported"))), undo)
+	require.Equal(t, event.String("before"), p.Attributes[0].Value)
+}
+
+// Reading the same patch again, as after a crash, changes nothing.
+func TestRepeatedPatchChangesNothing(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		one := rapid.Custom(func(t *rapid.T) *event.ProfilePatch {
+			return patch(rapid.IntRange(0, 5).Draw(t, "minute"), func(p *event.ProfilePatch) {
+				consent(rapid.SampledFrom([]string{"subscribed", "unsubscribed"}).Draw(t, "consent"))(p)
+				address(rapid.SampledFrom([]string{"", "a@example.test", "b@example.test"}).Draw(t, "address"))(p)
+				set("n", event.Int(rapid.Int64Range(0, 3).Draw(t, "n")))(p)
+			})
+		})
+		patches := rapid.SliceOfN(one, 1, 5).Draw(t, "patches")
+		p := apply(patches...)
+		last := patches[len(patches)-1]
+		before := *p
+		if profile.Apply(p, last) && last.Addresses[0].Address == "" {
+			t.Fatalf("%+v became %+v", before, *p)
+		}
+		consents := p.Consents[0].Consent
+		for _, q := range rapid.Permutation(patches).Draw(t, "again") {
+			profile.Apply(p, q)
+		}
+		require.Equal(t, consents, p.Consents[0].Consent, "consent does not depend on the order")
+	})
+}

@@ -1,0 +1,274 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sethvargo/go-envconfig"
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/hikyaku/hikyaku/deploy/embedded"
+	"github.com/hikyaku/hikyaku/deploy/embedded/chdb"
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/console"
+)
+
+// deadline is how long a test waits for anything; it is long because the
+// machine may be busy, and nothing waits for it when things work.
+const deadline = 2 * time.Minute
+
+// stack is the embedded stack of one test, with the environment that finds it.
+// ClickHouse and S3 are one per process, so the tests that use it take turns.
+type stack struct {
+	t      *testing.T
+	env    map[string]string
+	folder string // of the bucket: dropping a file is uploading it
+	outbox string
+	broker string
+}
+
+func startStack(t *testing.T) *stack {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: the whole pipeline takes seconds")
+	}
+	if _, err := chdb.Find(); err != nil {
+		t.Skipf("ClickHouse's engine is not here: %v", err)
+	}
+	s, err := embedded.Start(context.Background(), embedded.Options{DataDir: t.TempDir(), KafkaAddr: free, RegistryAddr: free, ClickHouseAddr: free, S3Addr: free, SMTPAddr: free, OutboxAddr: free})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	env := maps.Clone(s.Env())
+	maps.Copy(env, map[string]string{
+		"HIKYAKU_DATA": t.TempDir(), "ALLOW_INSECURE_DEFAULTS": "true", "COLLECTOR_ADDR": free, "TELEMETRY_ADDR": "",
+		"PARTITIONS": "4", "RETRY_BACKOFF": "200ms", "POLL_INTERVAL": "200ms", "LOG_LEVEL": "warn",
+	})
+	return &stack{t: t, env: env, folder: s.S3Folder, outbox: s.OutboxDir, broker: s.KafkaAddr}
+}
+
+const free = "127.0.0.1:0"
+
+// hikyaku runs the command and decodes what it prints with --json.
+func (s *stack) hikyaku(into any, args ...string) {
+	s.t.Helper()
+	var out, errs bytes.Buffer
+	code := console.Main(append(args, "--json"), envconfig.MapLookuper(s.env), strings.NewReader(""), &out, &errs)
+	require.Zero(s.t, code, "hikyaku %s: %s", strings.Join(args, " "), errs.String())
+	if into != nil {
+		require.NoError(s.t, json.Unmarshal(out.Bytes(), into), out.String())
+	}
+}
+
+// define writes definitions for the people of this file and applies them.
+func (s *stack) define(extra string) {
+	s.t.Helper()
+	dir := s.t.TempDir()
+	require.NoError(s.t, os.WriteFile(filepath.Join(dir, "all.yaml"), []byte(definitionsYAML+extra), 0o644))
+	s.hikyaku(nil, "apply", "-f", dir)
+}
+
+const definitionsYAML = `
+kind: ImportSpec
+id: people
+source: {prefix: imports/people/, format: csv}
+user_id: {column: id}
+profile:
+  addresses: {email: {column: email}}
+  consents: {email: {column: consent}}
+  attributes: {name: {column: name}, age: {column: age, type: int}}
+---
+kind: Audience
+id: adults
+filter:
+  attribute: {name: age, gte: 18}
+---
+kind: Template
+id: hello
+channel: email
+subject: Hello {{ name }}
+html: <html><body><p>Hello {{ name }}, <a href="https://example.test/offer">an offer</a></p></body></html>
+text: "Hello {{ name }}: https://example.test/offer"
+strict: true
+---
+kind: Campaign
+id: greeting
+audience: adults
+template: hello
+from: {name: Hikyaku, address: hello@example.test}
+`
+
+// population is a list whose outcome is known in advance.
+type population struct {
+	rows                                                       [][]string
+	audience, noAddress, unsubscribed, rejected, failed, again int64
+}
+
+func makePopulation(n int) population {
+	var p population
+	for i := range n {
+		row := []string{fmt.Sprintf("u%04d", i), fmt.Sprintf("u%04d@example.test", i), "", fmt.Sprintf("Name %d", i), "30"}
+		p.audience++
+		switch {
+		case i%50 == 3:
+			row[1] = ""
+			p.noAddress++
+		case i%50 == 7:
+			row[2] = "unsubscribed"
+			p.unsubscribed++
+		case i%50 == 11:
+			row[3] = ""
+			p.rejected++
+		case i%50 == 13:
+			row[1] = fmt.Sprintf("u%04d+550@example.test", i)
+			p.failed++
+		case i%50 == 17:
+			row[1] = fmt.Sprintf("u%04d+451@example.test", i)
+			p.again++
+		case i%10 == 9:
+			row[4] = "17"
+			p.audience--
+		}
+		p.rows = append(p.rows, row)
+	}
+	return p
+}
+
+func (p population) accepted() int64 {
+	return p.audience - p.noAddress - p.unsubscribed - p.rejected - p.failed
+}
+
+// drop uploads the list and waits until its report says that it is done.
+func (s *stack) drop(p population) {
+	s.t.Helper()
+	var b bytes.Buffer
+	w := csv.NewWriter(&b)
+	require.NoError(s.t, w.Write([]string{"id", "email", "consent", "name", "age"}))
+	require.NoError(s.t, w.WriteAll(p.rows))
+	dir := filepath.Join(s.folder, "imports", "people")
+	require.NoError(s.t, os.MkdirAll(dir, 0o755))
+	require.NoError(s.t, os.WriteFile(filepath.Join(dir, "list.csv"), b.Bytes(), 0o644))
+	var report struct {
+		State string `json:"state"`
+		Rows  int64  `json:"rows"`
+	}
+	s.eventually("the import is done", func() bool {
+		text, err := os.ReadFile(filepath.Join(dir, "list.csv.report.json"))
+		return err == nil && json.Unmarshal(text, &report) == nil
+	})
+	require.Equal(s.t, "done", report.State)
+	require.EqualValues(s.t, len(p.rows), report.Rows)
+}
+
+// run starts the campaign and returns its balance once it has ended.
+func (s *stack) run(campaign string, flags ...string) balance {
+	s.t.Helper()
+	var started struct {
+		RunID string `json:"run_id"`
+	}
+	s.hikyaku(&started, append([]string{"start", campaign}, flags...)...)
+	return s.ended(started.RunID)
+}
+
+type balance struct {
+	RunID                                                                      string `json:"run_id"`
+	State, Note                                                                string
+	Audience, Repeats, Requested                                               int64
+	Rejected, Accepted, Failed, Uncertain, Expired, Cancelled, Parked, Waiting int64
+	Excluded, Difference                                                       map[string]int64
+	Balanced                                                                   bool
+}
+
+func (s *stack) ended(run string) balance {
+	s.t.Helper()
+	var b balance
+	s.eventually("the run has ended", func() bool {
+		b = balance{}
+		s.hikyaku(&b, "balance", run)
+		return b.State == "finished" || b.State == "cancelled" || b.State == "failed"
+	})
+	return b
+}
+
+func (s *stack) eventually(what string, done func() bool) {
+	s.t.Helper()
+	for end := time.Now().Add(deadline); !done(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			require.FailNow(s.t, "timed out waiting until "+what)
+		}
+	}
+}
+
+// requireBalance checks the books against what was known in advance.
+func (s *stack) requireBalance(p population, b balance) {
+	s.t.Helper()
+	require.True(s.t, b.Balanced, "%+v", b)
+	require.Equal(s.t, "finished", b.State)
+	require.Equal(s.t, balance{RunID: b.RunID, State: "finished", Audience: p.audience, Requested: p.audience - p.noAddress - p.unsubscribed,
+		Rejected: p.rejected, Accepted: p.accepted(), Failed: p.failed,
+		Excluded: map[string]int64{"no_address": p.noAddress, "unsubscribed": p.unsubscribed}, Difference: map[string]int64{}, Balanced: true}, b)
+}
+
+// requireOneMailEach checks the provider's own record: it shares no code with
+// the services.
+func (s *stack) requireOneMailEach(accepted int64) {
+	s.t.Helper()
+	index, err := os.ReadFile(filepath.Join(s.outbox, "index.tsv"))
+	require.NoError(s.t, err)
+	times := map[string]int{}
+	for _, line := range strings.Split(strings.TrimSpace(string(index)), "\n") {
+		times[strings.Split(line, "\t")[2]]++
+	}
+	require.EqualValues(s.t, accepted, len(times))
+	for recipient, n := range times {
+		require.Equal(s.t, 1, n, recipient)
+	}
+}
+
+// requireAllCommitted checks that every group has passed everything it reads.
+func (s *stack) requireAllCommitted() {
+	s.t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(s.broker))
+	require.NoError(s.t, err)
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	// Ticks never end, and what they cause is written a moment later.
+	moving := map[topic.Name]bool{topic.Ticks: true, topic.Runs: true}
+	for _, g := range []topic.Group{topic.GroupPersonLoop, topic.GroupShardLoop, topic.GroupRenderer, topic.GroupSender, topic.GroupSink} {
+		var behind string
+		s.eventually(fmt.Sprintf("group %s has passed everything", g), func() bool {
+			behind = ""
+			committed, err := adm.FetchOffsets(context.Background(), g.In("hikyaku"))
+			require.NoError(s.t, err)
+			for _, name := range topic.ReadBy(g) {
+				if moving[name] {
+					continue
+				}
+				ends, err := adm.ListEndOffsets(context.Background(), name.In("hikyaku"))
+				require.NoError(s.t, err)
+				starts, err := adm.ListStartOffsets(context.Background(), name.In("hikyaku"))
+				require.NoError(s.t, err)
+				ends.Each(func(e kadm.ListedOffset) {
+					c, ok := committed.Lookup(e.Topic, e.Partition)
+					start, _ := starts.Lookup(e.Topic, e.Partition)
+					// The last record of a transactional topic is its marker, which a
+					// group that does not keep control records cannot pass.
+					if !ok || e.Offset > start.Offset && c.At < e.Offset-1 {
+						behind = fmt.Sprintf("%s/%d: committed %d of %d", e.Topic, e.Partition, c.At, e.Offset)
+					}
+				})
+			}
+			return behind == ""
+		})
+	}
+}
