@@ -247,9 +247,27 @@ func (e *Engine) administer(query string, params ...param) {
 	}
 }
 
-// kill ends the query that runs on s, if there is one.
-func (e *Engine) kill(s *session) {
-	e.administer("KILL QUERY WHERE Settings['log_comment'] = {name:String} ASYNC", param{"name", s.name})
+// killWhenGone ends the query on s once ctx is done: nobody reads the answer any more. The caller calls ended when its query is over;
+// after that no kill can hit the next query of the session.
+func (e *Engine) killWhenGone(ctx context.Context, s *session) (ended func()) {
+	over, killed := make(chan struct{}), make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(killed)
+		for { // again, because the first may come before the query does
+			e.administer("KILL QUERY WHERE Settings['log_comment'] = {name:String} ASYNC", param{"name", s.name})
+			select {
+			case <-over:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	})
+	return func() {
+		close(over)
+		if !stop() {
+			<-killed
+		}
+	}
 }
 
 // session is one connection to the engine: its settings and its current database are its own, and it runs one query at a time.

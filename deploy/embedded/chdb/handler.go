@@ -33,7 +33,7 @@ const (
 var streamable = map[string]bool{
 	"Native": true, "RowBinary": true, "JSONEachRow": true, "NDJSON": true, "JSONLines": true, "JSONCompactEachRow": true,
 	"JSONStringsEachRow": true, "JSONCompactStringsEachRow": true, "TabSeparated": true, "TSV": true, "TabSeparatedRaw": true,
-	"TSVRaw": true, "Raw": true, "CSV": true, "TSKV": true, "LineAsString": true, "RawBLOB": true, "Null": true,
+	"TSVRaw": true, "Raw": true, "CSV": true, "TSKV": true,
 }
 
 // Handler serves ClickHouse's HTTP interface: /ping and queries at /.
@@ -299,16 +299,9 @@ func (a *answer) run(ctx context.Context, st statement, query, requested, databa
 	}
 	defer a.engine.release(s, st.kind == kindSession)
 	if st.kind == kindSelect || st.kind == kindRead {
-		// Nobody reads the answer any more. Once stop says that the kill is over, the session is free for the next query.
-		killed := make(chan struct{})
-		stop := context.AfterFunc(ctx, func() { defer close(killed); a.engine.kill(s) })
-		defer func() {
-			if !stop() {
-				<-killed
-			}
-		}()
+		defer a.engine.killWhenGone(ctx, s)()
 	}
-	if st.kind == kindSelect && streamable[format] && !st.totals {
+	if st.kind == kindSelect && streamable[format] && !st.totals && !truthy(settings["extremes"]) {
 		streamed, err := a.stream(ctx, s, query, format, params, convert)
 		if streamed || err != nil {
 			return err
@@ -365,7 +358,7 @@ func (a *answer) chunk(s *session, stream result, convert *native) (more bool, e
 		return false, err
 	}
 	data := r.bytes()
-	if len(data) == 0 {
+	if len(data) == 0 && r.lib.rowsRead(r.p) == 0 {
 		return false, nil
 	}
 	return true, a.write(data, convert)
