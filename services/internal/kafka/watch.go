@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -13,34 +13,38 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
 )
 
-// brokerWatch tells Health whether any broker can be reached, from what happens
-// to the connections of all clients of this process. It is away when a dial
-// fails while no connection is open: one broker of three may be down.
+// silence is how long no broker may answer while connecting to one fails before
+// Kafka is called away. Fetches are answered every second, so that of three
+// brokers one may be down.
+const silence = 2 * time.Second
+
+// brokerWatch tells Health whether Kafka can be reached, from what happens to the
+// connections of all clients of this process. (Counting open connections does not
+// tell: the client notices that an idle one is dead when it next uses it.)
 type brokerWatch struct {
 	health *telemetry.Health
 
-	mu   sync.Mutex
-	open int
+	answered atomic.Int64 // Unix nanoseconds of the last answer
+	away     atomic.Bool
 }
 
 // OnBrokerConnect implements kgo.HookBrokerConnect.
 func (w *brokerWatch) OnBrokerConnect(meta kgo.BrokerMetadata, _ time.Duration, _ net.Conn, err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	switch {
-	case err == nil:
-		w.open++
-		w.health.Set("kafka", nil)
-	case w.open == 0:
+	if err != nil && time.Since(time.Unix(0, w.answered.Load())) > silence {
+		w.away.Store(true)
 		w.health.Set("kafka", fmt.Errorf("connecting to broker %s:%d: %w", meta.Host, meta.Port, err))
 	}
 }
 
-// OnBrokerDisconnect implements kgo.HookBrokerDisconnect.
-func (w *brokerWatch) OnBrokerDisconnect(kgo.BrokerMetadata, net.Conn) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.open--
+// OnBrokerRead implements kgo.HookBrokerRead.
+func (w *brokerWatch) OnBrokerRead(_ kgo.BrokerMetadata, _ int16, _ int, _, _ time.Duration, err error) {
+	if err != nil {
+		return
+	}
+	w.answered.Store(time.Now().UnixNano())
+	if w.away.CompareAndSwap(true, false) {
+		w.health.Set("kafka", nil)
+	}
 }
 
 func isMissingTopic(err error) bool { return errors.Is(err, kerr.UnknownTopicOrPartition) }

@@ -6,6 +6,9 @@ package kafkatest
 import (
 	"context"
 	"io"
+	"net"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -31,7 +34,7 @@ type Kafka struct {
 	Fake     *kfake.Cluster   // for ControlKey and the like
 	Registry *srfake.Registry // for Intercept and the like
 
-	t      testing.TB
+	opts   []kfake.Opt
 	cfg    kafka.Config
 	client *kgo.Client
 	adm    *kadm.Client
@@ -68,23 +71,24 @@ func Start(t testing.TB, opts ...Option) *Kafka {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	fake, err := kfake.NewCluster(append([]kfake.Opt{
+	o.fake = append([]kfake.Opt{
 		kfake.NumBrokers(1),
 		// Sessions shorter than Kafka's minimum, for tests that wait for their end.
 		kfake.GroupMinSessionTimeout(100 * time.Millisecond),
 		// A joining group waits this long for more members before it begins; real
 		// Kafka's default of 3 s would be added to every test.
 		kfake.BrokerConfigs(map[string]string{"group.initial.rebalance.delay.ms": "0"}),
-	}, o.fake...)...)
+	}, o.fake...)
+	fake, err := kfake.NewCluster(o.fake...)
 	require.NoError(t, err)
-	t.Cleanup(fake.Close)
 	registry := srfake.New()
 	t.Cleanup(registry.Close)
 
-	k := &Kafka{Fake: fake, Registry: registry, t: t, cfg: kafka.Config{
+	k := &Kafka{Fake: fake, Registry: registry, opts: o.fake, cfg: kafka.Config{
 		Brokers: fake.ListenAddrs(), RegistryURL: registry.URL(), RegisterSchemas: true,
 		Namespace: "test", Instance: "0", SessionTimeout: o.session, Compression: "none", DeadLettersPerMinute: 100,
 	}}
+	t.Cleanup(func() { k.Fake.Close() })
 	k.client, err = kgo.NewClient(kgo.SeedBrokers(fake.ListenAddrs()...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	require.NoError(t, err)
 	t.Cleanup(k.client.Close)
@@ -109,6 +113,23 @@ func (k *Kafka) Provision(t testing.TB, p int) provision.Report {
 
 // Config is that of a service's instance 0; change Instance for another.
 func (k *Kafka) Config() kafka.Config { return k.cfg }
+
+// Away stops the broker. It comes back at the same address, with what it held only
+// if it has a kfake.DataDir.
+func (k *Kafka) Away(t testing.TB) (back func()) {
+	t.Helper()
+	_, port, err := net.SplitHostPort(k.Fake.ListenAddrs()[0])
+	require.NoError(t, err)
+	n, err := strconv.Atoi(port)
+	require.NoError(t, err)
+	k.Fake.Close()
+	return func() {
+		t.Helper()
+		fake, err := kfake.NewCluster(append(slices.Clone(k.opts), kfake.Ports(n))...)
+		require.NoError(t, err)
+		k.Fake = fake
+	}
+}
 
 // Admin asks the broker about groups, topics and offsets.
 func (k *Kafka) Admin() *kadm.Client { return k.adm }

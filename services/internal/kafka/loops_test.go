@@ -1,0 +1,642 @@
+package kafka_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/kafka"
+	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
+)
+
+// recorder is a Transformer with state per partition that tells what happens to it.
+type recorder struct {
+	mu       sync.Mutex
+	owned    map[int32]bool
+	batch    []*kgo.Record
+	seen     []*kgo.Record // in committed transactions
+	foreign  int // records of partitions that were not assigned
+	assigned int
+
+	restore func(ctx context.Context, partitions []int32) error
+	make    func(batch []*kgo.Record) ([]*kgo.Record, error)
+	pause   map[topic.Name][]int32
+}
+
+func newRecorder() *recorder { return &recorder{owned: map[int32]bool{}} }
+
+func (r *recorder) Assigned(ctx context.Context, partitions []int32) error {
+	if r.restore != nil {
+		if err := r.restore(ctx, partitions); err != nil {
+			return err
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.assigned++
+	for _, p := range partitions {
+		r.owned[p] = true
+	}
+	return nil
+}
+
+func (r *recorder) Revoked(partitions []int32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range partitions {
+		delete(r.owned, p)
+	}
+}
+
+func (r *recorder) Transform(_ context.Context, batch []*kgo.Record) ([]*kgo.Record, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, rec := range batch {
+		if !r.owned[rec.Partition] {
+			r.foreign++
+		}
+	}
+	r.batch = batch
+	if r.make != nil {
+		return r.make(batch)
+	}
+	return nil, nil
+}
+
+func (r *recorder) Committed([]*kgo.Record) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.seen = append(r.seen, r.batch...)
+}
+
+func (r *recorder) Aborted() {}
+
+func (r *recorder) Pause() map[topic.Name][]int32 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.pause
+}
+
+func (r *recorder) partitions() []int32 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var ps []int32
+	for p := range r.owned {
+		ps = append(ps, p)
+	}
+	slices.Sort(ps)
+	return ps
+}
+
+func (r *recorder) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.seen)
+}
+
+func personLoop(c *kafka.Cluster, tr kafka.Transformer) func(context.Context) error {
+	return func(ctx context.Context) error {
+		return c.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupPersonLoop, KeepControlRecords: true, Transformer: tr})
+	}
+}
+
+func instance(k *kafkatest.Kafka, name string) kafka.Config {
+	cfg := k.Config()
+	cfg.Instance = name
+	return cfg
+}
+
+// A person's profile, candidates and outcomes must meet in one place.
+func TestSameNumberedPartitionsOfAllTopicsLandOnOneMember(t *testing.T) {
+	t.Parallel()
+	const p = 8
+	k := kafkatest.Start(t, kafkatest.Partitions(p), kafkatest.SessionTimeout(3*time.Second))
+	members := map[string]*recorder{}
+	for _, name := range []string{"0", "1", "2"} {
+		members[name] = newRecorder()
+		run(t, personLoop(k.ClusterWith(t, topic.Resolver, instance(k, name)), members[name]))
+	}
+	kafkatest.Eventually(t, func() bool {
+		n := 0
+		for _, m := range members {
+			if len(m.partitions()) == 0 {
+				return false
+			}
+			n += len(m.partitions())
+		}
+		return n == p
+	}, "three members do not share the partitions")
+
+	info, err := k.Fake.WaitGroupStable(contextOf(t), topic.GroupPersonLoop.In("test"), 3)
+	require.NoError(t, err)
+	require.Len(t, info.Members, 3)
+	described, err := k.Admin().DescribeGroups(contextOf(t), topic.GroupPersonLoop.In("test"))
+	require.NoError(t, err)
+	for _, g := range described {
+		for _, m := range g.Members {
+			assigned, ok := m.Assigned.AsConsumer()
+			require.True(t, ok)
+			require.Len(t, assigned.Topics, len(topic.ReadBy(topic.GroupPersonLoop)))
+			for _, at := range assigned.Topics {
+				slices.Sort(at.Partitions)
+				require.Equal(t, members[(*m.InstanceID)[len(topic.Resolver)+1:]].partitions(), at.Partitions, at.Topic)
+			}
+		}
+	}
+
+	c := k.Cluster(t, topic.Resolver)
+	for i := range int32(p) {
+		k.Produce(t, tick(t, c, i, 1))
+	}
+	kafkatest.Eventually(t, func() bool {
+		return members["0"].count()+members["1"].count()+members["2"].count() == p
+	}, "not every tick was read")
+	for _, m := range members {
+		require.Zero(t, m.foreign, "a record came before its partition was assigned")
+	}
+}
+
+func TestAGroupWithoutAnOffsetDoesNotStart(t *testing.T) {
+	t.Parallel()
+	for name, loop := range bothLoops() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := kafkatest.Start(t)
+			gone := kadm.TopicsSet{}
+			gone.Add(topic.MessageRequestsBulk.In("test"), 2)
+			_, err := k.Admin().DeleteOffsets(contextOf(t), topic.GroupRenderer.In("test"), gone)
+			require.NoError(t, err)
+			err = loop(k.Cluster(t, topic.Renderer))(contextOf(t))
+			require.ErrorContains(t, err, "group test.renderer has lost its place in topic test.message-requests.bulk, partition 2: no offset is committed")
+			require.ErrorContains(t, err, "runbook OffsetLost")
+			require.Equal(t, fault.ClassFatal, fault.ClassOf(err))
+		})
+	}
+}
+
+func TestAGroupWhoseOffsetTheLogHasPassedDoesNotGoOn(t *testing.T) {
+	t.Parallel()
+	for name, loop := range bothLoops() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := kafkatest.Start(t)
+			c := k.Cluster(t, topic.Renderer)
+			r, err := c.Record(topic.MessageRequestsBulk, "u", request("u"))
+			require.NoError(t, err)
+			k.Produce(t, r)
+			require.NoError(t, k.Fake.DeleteRecords(r.Topic, r.Partition, 1))
+			err = loop(c)(contextOf(t))
+			require.ErrorContains(t, err, fmt.Sprintf("group test.renderer has lost its place in topic test.message-requests.bulk, partition %d: its committed offset is not in the log any more", r.Partition))
+			require.Equal(t, fault.ClassFatal, fault.ClassOf(err))
+		})
+	}
+}
+
+// bothLoops run as the renderer's group and do nothing with what they read.
+func bothLoops() map[string]func(*kafka.Cluster) func(context.Context) error {
+	return map[string]func(*kafka.Cluster) func(context.Context) error{
+		"transform": func(c *kafka.Cluster) func(context.Context) error {
+			return func(ctx context.Context) error {
+				return c.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupRenderer, Transformer: newRecorder()})
+			}
+		},
+		"effect": func(c *kafka.Cluster) func(context.Context) error {
+			return func(ctx context.Context) error {
+				return c.RunEffect(ctx, kafka.EffectOptions{Group: topic.GroupRenderer, Handler: handle(func(_ context.Context, recs []*kgo.Record) (int, error) {
+					return len(recs), nil
+				})})
+			}
+		},
+	}
+}
+
+// Without static membership the first record came 42 s after a kill.
+func TestARestartContinuesAtOnce(t *testing.T) {
+	t.Parallel()
+	for name, loop := range bothLoops() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := kafkatest.Start(t, kafkatest.SessionTimeout(time.Minute))
+			c := k.Cluster(t, topic.Renderer)
+			passed := func(n int) {
+				t.Helper()
+				kafkatest.Eventually(t, func() bool {
+					sum := int64(0)
+					for _, at := range k.Committed(t, topic.GroupRenderer)[topic.MessageRequestsBulk] {
+						sum += at
+					}
+					return sum == int64(n)
+				}, "not %d records are committed", n)
+			}
+			write := func(userID string) {
+				r, err := c.Record(topic.MessageRequestsBulk, userID, request(userID))
+				require.NoError(t, err)
+				k.Produce(t, r)
+			}
+			stop := run(t, loop(c))
+			write("a")
+			passed(1)
+			require.NoError(t, stop())
+			write("b")
+			begin := time.Now()
+			run(t, loop(k.Cluster(t, topic.Renderer)))
+			passed(2)
+			require.Less(t, time.Since(begin), 10*time.Second, "it waited for its former self")
+		})
+	}
+}
+
+func TestOneThatIsFencedByItsOwnNameStops(t *testing.T) {
+	t.Parallel()
+	for name, loop := range bothLoops() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := kafkatest.Start(t, kafkatest.SessionTimeout(2*time.Second))
+			first := make(chan error, 1)
+			go func() { first <- loop(k.Cluster(t, topic.Renderer))(context.Background()) }()
+			group := topic.GroupRenderer.In("test")
+			info, err := k.Fake.WaitGroupStable(contextOf(t), group, 1)
+			require.NoError(t, err)
+			before := info.Members
+
+			second := k.Cluster(t, topic.Renderer)
+			stop := run(t, loop(second))
+			select {
+			case err := <-first:
+				require.ErrorContains(t, err, "fenced by its own name: another process runs as renderer-0")
+				require.Equal(t, fault.ClassFatal, fault.ClassOf(err))
+			case <-time.After(kafkatest.Patience):
+				t.Fatal("the one that was fenced runs on")
+			}
+			// It must not have fenced its successor in turn.
+			r, err := second.Record(topic.MessageRequestsBulk, "u", request("u"))
+			require.NoError(t, err)
+			k.Produce(t, r)
+			kafkatest.Eventually(t, func() bool {
+				return k.Committed(t, topic.GroupRenderer)[topic.MessageRequestsBulk][r.Partition] == 1
+			}, "the successor does not work")
+			info, err = k.Fake.WaitGroupStable(contextOf(t), group, 1)
+			require.NoError(t, err)
+			require.NotEqual(t, before, info.Members)
+			require.NoError(t, stop())
+		})
+	}
+}
+
+func TestTransactionsTimeOutWithTheSession(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	var timeout atomic.Int32
+	k.Fake.ControlKey(int16(kmsg.InitProducerID), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		k.Fake.KeepControl()
+		if r := req.(*kmsg.InitProducerIDRequest); r.TransactionalID != nil && *r.TransactionalID == "test.audience-resolver-0" {
+			timeout.Store(r.TransactionTimeoutMillis)
+		}
+		return nil, nil, false
+	})
+	c := k.Cluster(t, topic.Resolver)
+	tr := newRecorder()
+	run(t, personLoop(c, tr))
+	k.Produce(t, tick(t, c, 0, 1))
+	kafkatest.Eventually(t, func() bool { return timeout.Load() != 0 }, "no transactional producer was opened")
+	require.EqualValues(t, 15_000, timeout.Load())
+}
+
+// A member that was paused past its session, and wakes in the middle of its batch,
+// must not write what the new owner of its partitions writes too.
+func TestATransformZombieCannotCommit(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t, kafkatest.SessionTimeout(time.Second))
+	c := k.Cluster(t, topic.Resolver)
+
+	// The zombie's heartbeats are not answered from the moment it has its batch,
+	// which is what a paused process looks like to the coordinator.
+	var dead atomic.Bool
+	k.Fake.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		k.Fake.KeepControl()
+		r := req.(*kmsg.HeartbeatRequest)
+		if dead.Load() && r.InstanceID != nil && *r.InstanceID == "audience-resolver-0" {
+			// Refused without having been seen by the group.
+			resp := r.ResponseKind().(*kmsg.HeartbeatResponse)
+			resp.ErrorCode = kerr.CoordinatorNotAvailable.Code
+			return resp, nil, true
+		}
+		return nil, nil, false
+	})
+	inBatch, wake := make(chan struct{}), make(chan struct{})
+	zombie := newRecorder()
+	var once sync.Once
+	answer := func(by string) func(batch []*kgo.Record) ([]*kgo.Record, error) {
+		return func(batch []*kgo.Record) ([]*kgo.Record, error) {
+			var out []*kgo.Record
+			for _, r := range batch {
+				if c.NameOf(r.Topic) != topic.Ticks {
+					continue
+				}
+				o, err := c.RecordAt(topic.Candidates, r.Partition, by, &event.Candidate{CampaignID: by})
+				if err != nil {
+					return nil, err
+				}
+				out = append(out, o)
+			}
+			return out, nil
+		}
+	}
+	zombie.make = func(batch []*kgo.Record) ([]*kgo.Record, error) {
+		once.Do(func() { close(inBatch) })
+		<-wake
+		return answer("zombie")(batch)
+	}
+	zombieEnded := make(chan error, 1)
+	zombieCtx, stopZombie := context.WithCancel(context.Background())
+	defer stopZombie()
+	go func() { zombieEnded <- personLoop(c, zombie)(zombieCtx) }()
+	k.Produce(t, tick(t, c, 0, 1))
+	<-inBatch
+	dead.Store(true)
+
+	heir := newRecorder()
+	heir.make = answer("heir")
+	run(t, personLoop(k.ClusterWith(t, topic.Resolver, instance(k, "1")), heir))
+	kafkatest.Eventually(t, func() bool {
+		return k.Committed(t, topic.GroupPersonLoop)[topic.Ticks][0] >= 1
+	}, "nobody took over")
+	close(wake)
+	// The zombie's transaction must end, one way or the other, before we look.
+	kafkatest.Eventually(t, func() bool {
+		txns, err := k.Admin().ListTransactions(contextOf(t), nil, []string{"Ongoing", "PrepareCommit", "PrepareAbort"})
+		return err == nil && len(txns) == 0
+	}, "a transaction stays open")
+	stopZombie()
+	<-zombieEnded
+	candidates := kafkatest.Consume[event.Candidate](t, k, topic.Candidates, 1)
+	for _, r := range k.All(t, topic.Candidates) {
+		require.Equal(t, "heir", string(r.Key))
+	}
+	require.Equal(t, "heir", candidates[0].CampaignID)
+}
+
+// Restoring state may take longer than the session: heartbeats must go on, records
+// must wait.
+func TestRestoringIsFinishedBeforeTheFirstRecordAndKeepsTheMembership(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t, kafkatest.SessionTimeout(time.Second))
+	c := k.Cluster(t, topic.Resolver)
+	for p := range int32(4) {
+		k.Produce(t, tick(t, c, p, 1))
+	}
+	var heartbeats atomic.Int32
+	enough := make(chan struct{})
+	k.Fake.ControlKey(int16(kmsg.Heartbeat), func(kmsg.Request) (kmsg.Response, error, bool) {
+		k.Fake.KeepControl()
+		// One and a half sessions' worth.
+		if heartbeats.Add(1) == 8 {
+			close(enough)
+		}
+		return nil, nil, false
+	})
+	tr := newRecorder()
+	restored := atomic.Bool{}
+	tr.restore = func(ctx context.Context, partitions []int32) error {
+		if restored.Load() {
+			return nil
+		}
+		select {
+		case <-enough:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		require.Zero(t, tr.count(), "a record came while state was restored")
+		restored.Store(true)
+		return nil
+	}
+	run(t, personLoop(c, tr))
+	kafkatest.Eventually(t, func() bool { return tr.count() == 4 }, "nothing comes after restoring")
+	require.Equal(t, 1, tr.assigned, "the membership was lost while state was restored")
+	require.Zero(t, tr.foreign)
+}
+
+func TestRestoringIsCutShortByARebalanceAndRepeatedAfterwards(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t, kafkatest.SessionTimeout(2*time.Second))
+	c := k.Cluster(t, topic.Resolver)
+	tr := newRecorder()
+	began := make(chan struct{})
+	var calls atomic.Int32
+	tr.restore = func(ctx context.Context, _ []int32) error {
+		if calls.Add(1) == 1 {
+			close(began)
+			<-ctx.Done() // without a rebalance, for ever
+			return ctx.Err()
+		}
+		return nil
+	}
+	run(t, personLoop(c, tr))
+	<-began
+	other := newRecorder()
+	run(t, personLoop(k.ClusterWith(t, topic.Resolver, instance(k, "1")), other))
+	kafkatest.Eventually(t, func() bool { return len(tr.partitions()) == 2 && len(other.partitions()) == 2 }, "the rebalance waits for a restoration")
+	for p := range int32(4) {
+		k.Produce(t, tick(t, c, p, 1))
+	}
+	kafkatest.Eventually(t, func() bool { return tr.count()+other.count() == 4 }, "not every tick was read")
+	require.Zero(t, tr.foreign+other.foreign)
+}
+
+func TestARestorationThatFailsTransientlyIsRepeatedAndAFatalOneEndsTheLoop(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	c := k.Cluster(t, topic.Resolver)
+	tr := newRecorder()
+	var calls atomic.Int32
+	tr.restore = func(context.Context, []int32) error {
+		if calls.Add(1) < 3 {
+			return fault.Transient(errors.New("the store is busy"))
+		}
+		return errors.New("the store is broken")
+	}
+	err := personLoop(c, tr)(contextOf(t))
+	require.ErrorContains(t, err, "the store is broken")
+	require.EqualValues(t, 3, calls.Load())
+}
+
+func TestPausedPartitionsWaitAndOthersDoNot(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	c := k.Cluster(t, topic.Resolver)
+	tr := newRecorder()
+	tr.pause = map[topic.Name][]int32{topic.Candidates: {0, 1, 2, 3}}
+	run(t, personLoop(c, tr))
+	k.Produce(t, tick(t, c, 0, 1))
+	kafkatest.Eventually(t, func() bool { return tr.count() == 1 }, "no tick")
+	candidate, err := c.RecordAt(topic.Candidates, 0, "u", &event.Candidate{UserID: "u"})
+	require.NoError(t, err)
+	// Once the loop has taken another tick it has asked for pauses.
+	k.Produce(t, tick(t, c, 0, 2))
+	kafkatest.Eventually(t, func() bool { return k.Committed(t, topic.GroupPersonLoop)[topic.Ticks][0] == 2 }, "no second tick")
+	k.Produce(t, candidate)
+	k.Produce(t, tick(t, c, 0, 3), tick(t, c, 0, 4))
+	kafkatest.Eventually(t, func() bool { return tr.count() == 4 }, "ticks wait for a paused topic")
+	require.Zero(t, k.Committed(t, topic.GroupPersonLoop)[topic.Candidates][0])
+	tr.mu.Lock()
+	tr.pause = nil
+	tr.mu.Unlock()
+	k.Produce(t, tick(t, c, 0, 5))
+	kafkatest.Eventually(t, func() bool { return tr.count() == 6 }, "the candidate is still paused")
+}
+
+// "Not before t" sets one partition aside and keeps the others going.
+func TestNotBeforeSetsItsPartitionAside(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	c := k.Cluster(t, topic.Renderer)
+	k.Produce(t, tick(t, c, 0, 1), tick(t, c, 0, 2), tick(t, c, 1, 3))
+	var mu sync.Mutex
+	var open bool
+	var done []string
+	asked := 0
+	h := handle(func(_ context.Context, recs []*kgo.Record) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		for i, r := range recs {
+			if r.Partition == 0 && r.Offset == 1 && !open {
+				asked++
+				return i, fault.NotBefore(time.Now().Add(50 * time.Millisecond))
+			}
+			done = append(done, fmt.Sprintf("%d@%d", r.Partition, r.Offset))
+		}
+		return len(recs), nil
+	})
+	run(t, func(ctx context.Context) error {
+		return c.RunEffect(ctx, kafka.EffectOptions{Group: topic.GroupPersonLoop, Topics: []topic.Name{topic.Ticks}, Handler: h})
+	})
+	kafkatest.Eventually(t, func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		at := k.Committed(t, topic.GroupPersonLoop)[topic.Ticks]
+		return asked > 2 && at[0] == 1 && at[1] == 1
+	}, "the others wait, or the record is not asked about again")
+	mu.Lock()
+	open = true
+	mu.Unlock()
+	kafkatest.Eventually(t, func() bool { return k.Committed(t, topic.GroupPersonLoop)[topic.Ticks][0] == 2 }, "it never comes back")
+	mu.Lock()
+	defer mu.Unlock()
+	slices.Sort(done)
+	require.Equal(t, []string{"0@0", "0@1", "1@0"}, done, "once each")
+}
+
+func TestLingerGathersABatch(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	c := k.Cluster(t, topic.Renderer)
+	batches := make(chan int, 10)
+	run(t, func(ctx context.Context) error {
+		return c.RunEffect(ctx, kafka.EffectOptions{
+			Group: topic.GroupPersonLoop, Topics: []topic.Name{topic.Ticks}, MaxPollRecords: 3, Linger: time.Minute,
+			Handler: handle(func(_ context.Context, recs []*kgo.Record) (int, error) {
+				batches <- len(recs)
+				return len(recs), nil
+			}),
+		})
+	})
+	for i := range 3 {
+		k.Produce(t, tick(t, c, int32(i), i)) // three writes, one batch
+	}
+	select {
+	case n := <-batches:
+		require.Equal(t, 3, n)
+	case <-time.After(kafkatest.Patience):
+		t.Fatal("a full batch still lingers")
+	}
+}
+
+func TestTooManyDeadLettersStopTheLoop(t *testing.T) {
+	t.Parallel()
+	for name, loop := range map[string]func(*kafka.Cluster) func(context.Context) error{
+		"transform": func(c *kafka.Cluster) func(context.Context) error {
+			return func(ctx context.Context) error {
+				return c.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupRenderer, Transformer: kafka.Each(c, func(context.Context, *kgo.Record) ([]*kgo.Record, error) {
+					return nil, fault.Poison(errors.New("always"))
+				})})
+			}
+		},
+		"effect": func(c *kafka.Cluster) func(context.Context) error {
+			return func(ctx context.Context) error {
+				return c.RunEffect(ctx, kafka.EffectOptions{Group: topic.GroupRenderer, Handler: handle(func(context.Context, []*kgo.Record) (int, error) {
+					return 0, fault.Poison(errors.New("always"))
+				})})
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := kafkatest.Start(t)
+			cfg := k.Config()
+			cfg.DeadLettersPerMinute = 3
+			c := k.ClusterWith(t, topic.Renderer, cfg)
+			for i := range 5 {
+				r, err := c.Record(topic.MessageRequestsBulk, fmt.Sprint(i), request(fmt.Sprint(i)))
+				require.NoError(t, err)
+				k.Produce(t, r)
+			}
+			err := loop(c)(contextOf(t))
+			require.ErrorContains(t, err, "more than 3 dead letters within a minute")
+		})
+	}
+}
+
+// While Kafka is away a loop waits, says so once, and goes on by itself.
+func TestLoopsOutliveTheBroker(t *testing.T) {
+	t.Parallel()
+	for name, loop := range bothLoops() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := kafkatest.Start(t, kafkatest.Fake(kfake.DataDir(t.TempDir()), kfake.SyncWrites()), kafkatest.SessionTimeout(3*time.Second))
+			tel := kafkatest.Telemetry(t, topic.Renderer)
+			c, err := kafka.New(k.Config(), topic.Renderer, tel)
+			require.NoError(t, err)
+			require.NoError(t, c.Start(contextOf(t)))
+			defer c.Close()
+			stop := run(t, loop(c))
+			write := func(userID string) *kgo.Record {
+				r, err := c.Record(topic.MessageRequestsBulk, userID, request(userID))
+				require.NoError(t, err)
+				k.Produce(t, r)
+				return r
+			}
+			r := write("u")
+			done := func(n int64) func() bool {
+				return func() bool {
+					return k.Committed(t, topic.GroupRenderer)[topic.MessageRequestsBulk][r.Partition] == n
+				}
+			}
+			kafkatest.Eventually(t, done(1), "nothing is read")
+
+			restart := k.Away(t)
+			kafkatest.Eventually(t, func() bool {
+				return slices.ContainsFunc(tel.Health.NotReady(), func(s string) bool { return len(s) > 5 && s[:5] == "kafka" })
+			}, "nobody says that Kafka is away: %v", tel.Health.NotReady())
+			restart()
+			kafkatest.Eventually(t, func() bool { return len(tel.Health.NotReady()) == 0 }, "not ready again: %v", tel.Health.NotReady())
+			write("u")
+			kafkatest.Eventually(t, done(2), "it does not go on")
+			require.NoError(t, stop())
+		})
+	}
+}
