@@ -105,7 +105,8 @@ func local(code int, enhanced, text string) *Error {
 	return &Error{Stage: StageMail, Reply: Reply{code, enhanced + " " + text}, Local: true}
 }
 
-// Error is one line and holds no address of ours.
+// Error is one line. It may be logged: an address that the server repeats in its
+// answer is left out.
 func (e *Error) Error() string {
 	switch {
 	case e.Err != nil && e.MayBeAccepted:
@@ -113,7 +114,13 @@ func (e *Error) Error() string {
 	case e.Err != nil:
 		return fmt.Sprintf("smtp %s: %v", e.Stage, e.Err)
 	}
-	return fmt.Sprintf("smtp %s: %s", e.Stage, e.Reply)
+	words := strings.Fields(e.Reply.String())
+	for i, w := range words {
+		if strings.Contains(w, "@") {
+			words[i] = "(address)"
+		}
+	}
+	return fmt.Sprintf("smtp %s: %s", e.Stage, strings.Join(words, " "))
 }
 
 // Unwrap returns what happened to the connection, or nil.

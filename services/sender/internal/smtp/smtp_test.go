@@ -50,7 +50,7 @@ func TestVerdicts(t *testing.T) {
 		status  string
 		usable  bool
 	}{
-		{"no such user", fake.Script{Rcpt: say("550 5.1.1 no such user")}, smtp.Final, smtp.StageRcpt, "5.1.1", true},
+		{"no such user", fake.Script{Rcpt: say("550 5.1.1 <b@example.test> no such user")}, smtp.Final, smtp.StageRcpt, "5.1.1", true},
 		{"refused without enhanced code", fake.Script{Rcpt: say("550 no")}, smtp.Final, smtp.StageRcpt, "550", true},
 		{"class and code disagree: the code is right", fake.Script{Rcpt: say("450 5.1.1 later")}, smtp.Temporary, smtp.StageRcpt, "450", true},
 		{"greylisted", fake.Script{Rcpt: say("451 4.7.1 later")}, smtp.Temporary, smtp.StageRcpt, "4.7.1", true},
@@ -75,10 +75,11 @@ func TestVerdicts(t *testing.T) {
 		for _, pipelining := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, pipelining %v", c.name, pipelining), func(t *testing.T) {
 				t.Parallel()
+				script := c.script
 				if !pipelining {
-					c.script.Extensions = []string{"8BITMIME"}
+					script.Extensions = []string{"8BITMIME"}
 				}
-				server := fake.Start(t, "", c.script)
+				server := fake.Start(t, "", script)
 				cfg := config(server.Addr)
 				cfg.ReplyTimeout, cfg.DataTimeout = 300*time.Millisecond, 300*time.Millisecond
 				_, err := pool(t, cfg, 1).Send(t.Context(), "a@example.test", "b@example.test", []byte(letter))
