@@ -35,7 +35,11 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Service{cfg: cfg, tel: tel, cluster: cluster, conn: conn, sink: sink.New(cluster, conn, tel.Registry)}, nil
+	return newService(cfg, tel, cluster, conn), nil
+}
+
+func newService(cfg Config, tel *telemetry.Telemetry, cluster *kafka.Cluster, conn *clickhouse.Conn) *Service {
+	return &Service{cfg: cfg, tel: tel, cluster: cluster, conn: conn, sink: sink.New(cluster, conn, tel.Registry)}
 }
 
 // Run collects until ctx ends.

@@ -3,7 +3,6 @@ package sink
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -33,16 +32,16 @@ type table[T any, P interface {
 	name    string
 	columns []column[T]
 	names   []string
-	// derive computes what columns need beside the record's fields. Nil if they
-	// need nothing; its errors are the record's own fault.
-	derive func(*T, *kgo.Record) error
+	// derive computes what columns need beside the record's fields; nil if they
+	// need nothing.
+	derive func(*T, *kgo.Record)
 	rows   []row[T]
 }
 
 func newTable[T any, P interface {
 	*T
 	event.Record
-}](name string, derive func(*T, *kgo.Record) error, columns ...[]column[T]) *table[T, P] {
+}](name string, derive func(*T, *kgo.Record), columns ...[]column[T]) *table[T, P] {
 	t := &table[T, P]{name: name, derive: derive}
 	for _, c := range columns {
 		t.columns = append(t.columns, c...)
@@ -78,8 +77,11 @@ func (t *table[T, P]) read(source Source, name topic.Name, r *kgo.Record) error 
 
 // add lets a row wait. Its error is poison, and then no row waits.
 func (t *table[T, P]) add(rec T, name topic.Name, r *kgo.Record) error {
-	if err := t.check(&rec, r); err != nil {
+	if err := t.check(&rec); err != nil {
 		return fault.Poison(err)
+	}
+	if t.derive != nil {
+		t.derive(&rec, r)
 	}
 	t.rows = append(t.rows, row[T]{rec, r, name})
 	return nil
@@ -94,7 +96,7 @@ var (
 
 // check finds what the database would refuse or store wrongly, while it is
 // still known which record it is.
-func (t *table[T, P]) check(rec *T, r *kgo.Record) error {
+func (t *table[T, P]) check(rec *T) error {
 	for i := range t.columns {
 		if t.columns[i].moment == nil {
 			continue
@@ -103,9 +105,6 @@ func (t *table[T, P]) check(rec *T, r *kgo.Record) error {
 		if at := t.columns[i].moment(rec); !at.IsZero() && (at.Before(earliest) || at.After(latest)) {
 			return fmt.Errorf("%s lies outside the years 1900 to 2262", t.columns[i].name)
 		}
-	}
-	if t.derive != nil {
-		return t.derive(rec, r)
 	}
 	return nil
 }
@@ -134,50 +133,22 @@ func (t *table[T, P]) forget() {
 
 func (t *table[T, P]) String() string { return t.name }
 
-// readable refuses values that the views over a table could not show: one such
-// row would make every question about the table fail.
-func readable(values []event.NamedValue) error {
-	for i := range values {
-		if err := readableValue(values[i].Value); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func readableValue(v event.Value) error {
-	switch v.Kind() {
-	case event.KindFloat:
-		if f := v.Float(); math.IsNaN(f) || math.IsInf(f, 0) {
-			return errors.New("a value is a number that JSON does not have")
-		}
-	case event.KindJSON:
-		if !json.Valid([]byte(v.Text())) {
-			return errors.New("a value is not the JSON it says it is")
-		}
-	}
-	return nil
-}
-
 // object writes values as a JSON object in the order that the record has them.
-func object(values []event.NamedValue) (string, error) {
-	if err := readable(values); err != nil {
-		return "", err
-	}
+// What JSON cannot hold becomes null, as in the views over typed maps: a row
+// that cannot be read as JSON would make every question about its table fail.
+func object(values []event.NamedValue) string {
 	b := []byte{'{'}
 	for i := range values {
-		name, err := json.Marshal(values[i].Name)
-		if err != nil {
-			return "", err
-		}
-		value, err := values[i].Value.MarshalJSON()
-		if err != nil {
-			return "", err
-		}
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = append(append(append(b, name...), ':'), value...)
+		name, _ := json.Marshal(values[i].Name) // a string always can be
+		b = append(append(b, name...), ':')
+		value, err := values[i].Value.MarshalJSON()
+		if err != nil || !json.Valid(value) {
+			value = []byte("null")
+		}
+		b = append(b, value...)
 	}
-	return string(append(b, '}')), nil
+	return string(append(b, '}'))
 }

@@ -3,7 +3,6 @@ package sink
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -20,7 +19,7 @@ import (
 
 func newEventRows() *table[event.Event, *event.Event] {
 	type T = event.Event
-	return newTable[T]("event_rows", func(e *T, _ *kgo.Record) error { return readable(e.Properties) },
+	return newTable[T]("event_rows", nil,
 		[]column[T]{
 			text("event_id", func(e *T) string { return e.EventID }),
 			text("user_id", func(e *T) string { return e.UserID }),
@@ -39,15 +38,7 @@ func newEventRows() *table[event.Event, *event.Event] {
 
 func newProfileRows() *table[event.Profile, *event.Profile] {
 	type T = event.Profile
-	return newTable[T]("profile_rows",
-		func(p *T, _ *kgo.Record) error {
-			for i := range p.Attributes {
-				if err := readableValue(p.Attributes[i].Value); err != nil {
-					return err
-				}
-			}
-			return nil
-		},
+	return newTable[T]("profile_rows", nil,
 		[]column[T]{
 			text("user_id", func(p *T) string { return p.UserID }),
 			integer("revision", func(p *T) int64 { return p.Revision }),
@@ -87,10 +78,7 @@ type member struct {
 
 func newSegmentMemberRows() *table[member, *member] {
 	type T = member
-	return newTable[T]("segment_member_rows", func(m *T, _ *kgo.Record) (err error) {
-		m.attributes, err = object(m.Attributes)
-		return err
-	}, []column[T]{
+	return newTable[T]("segment_member_rows", func(m *T, _ *kgo.Record) { m.attributes = object(m.Attributes) }, []column[T]{
 		word("segment_id", func(m *T) string { return m.SegmentID }),
 		id("import_id", func(m *T) identity.ID { return m.ImportID }),
 		text("user_id", func(m *T) string { return m.UserID }),
@@ -161,25 +149,17 @@ type request struct {
 	attributes, segments, record string
 }
 
-func (m *request) derive(r *kgo.Record) (err error) {
-	m.record = string(r.Value)
-	if m.attributes, err = object(m.Attributes); err != nil {
-		return err
-	}
-	segments := make(map[string]json.RawMessage, len(m.Segments))
+func (m *request) derive(r *kgo.Record) {
+	m.record, m.attributes = string(r.Value), object(m.Attributes)
+	b := []byte{'{'}
 	for i := range m.Segments {
-		values, err := object(m.Segments[i].Attributes)
-		if err != nil {
-			return err
+		if i > 0 {
+			b = append(b, ',')
 		}
-		segments[m.Segments[i].SegmentID] = json.RawMessage(values)
+		name, _ := json.Marshal(m.Segments[i].SegmentID)
+		b = append(append(append(b, name...), ':'), object(m.Segments[i].Attributes)...)
 	}
-	all, err := json.Marshal(segments)
-	if err != nil {
-		return fmt.Errorf("writing segments as JSON: %w", err)
-	}
-	m.segments = string(all)
-	return nil
+	m.segments = string(append(b, '}'))
 }
 
 func newMessageInputRows() *table[request, *request] {
