@@ -1,0 +1,419 @@
+package importer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/hikyaku/hikyaku/schemas/definition"
+	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/importer/internal/csv"
+	"github.com/hikyaku/hikyaku/services/importer/internal/mapping"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/kafka"
+)
+
+// importing is an import that this instance owns.
+type importing struct {
+	*Service
+	client *kgo.Client
+	spec   *definition.ImportSpec
+	log    *slog.Logger
+	at     event.Import // as committed
+}
+
+// failure is a reason for which an import fails, in a sentence for the file's
+// owner.
+type failure struct{ reason string }
+
+func (f *failure) Error() string { return f.reason }
+
+// run goes through the states. Each step can be repeated: what it does is the
+// same, or finds itself done.
+func (i *importing) run(ctx, work context.Context, readingDone func()) error {
+	for {
+		var err error
+		switch i.at.State {
+		case stateAnnounced, stateReading:
+			err = i.read(ctx, work)
+			readingDone()
+		case statePublished:
+			if err = i.awaitLoaded(ctx, work); err == nil {
+				err = i.move(work, stateLoaded)
+			}
+		case stateLoaded:
+			if err = i.finish(work); err == nil {
+				err = i.move(work, stateDone)
+			}
+		default:
+			return nil
+		}
+		var failed *failure
+		if errors.As(err, &failed) {
+			err = i.fail(work, failed)
+		}
+		if err != nil {
+			return err
+		}
+		i.log.Info("import moved on", "state", i.at.State, "rows", i.at.Rows, "rejected", i.at.Rejected)
+		if ctx.Err() != nil && !ended(i.at.State) {
+			return errStopped
+		}
+	}
+}
+
+// batch is what is committed together.
+type batch struct {
+	records []*kgo.Record
+	bytes   int
+	after   event.Import // progress once it is committed; Published is filled in by the commit
+}
+
+// read maps the object's rows and commits them, one batch being read while the
+// one before is committed: S3 is never waited for with a transaction open.
+func (i *importing) read(ctx, work context.Context) error {
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	batches := make(chan *batch, 1)
+	ended := make(chan error, 1)
+	go func() {
+		defer close(batches)
+		ended <- i.produce(reading, batches)
+	}()
+	var failed error
+	for b := range batches {
+		if failed == nil {
+			if failed = i.commit(work, b); failed != nil {
+				stop() // and take what the reader still hands over, so that it can end
+			}
+		}
+	}
+	if err := <-ended; failed == nil {
+		failed = err
+	}
+	return failed
+}
+
+// produce reads rows from where the progress is and sends batches of what they
+// make; the last of them is of state published. On a signal it sends what it
+// has and says errStopped.
+func (i *importing) produce(ctx context.Context, batches chan<- *batch) error {
+	src := i.open(ctx, objectOf(&i.at), i.at.OffsetBytes)
+	defer src.Close()
+	rows := csv.NewReader(src, i.spec.Source.Delimiter[0], i.at.OffsetBytes, i.at.Line)
+	// The committer changes i.at meanwhile; this copy goes ahead of it.
+	at := i.at
+	at.State = stateReading
+	if at.Header == nil {
+		if err := readHeader(rows, &at); err != nil {
+			return stopped(ctx, err)
+		}
+	}
+	mapper, err := mapping.Compile(i.liquid, i.spec, at.Header, mapping.Import{ID: at.ImportID, StartedAt: at.StartedAt, LastModified: at.LastModified})
+	if err != nil {
+		return &failure{err.Error()}
+	}
+	b := &batch{}
+	began, reads := time.Now(), src.reads
+	send := func() {
+		b.after = at
+		batches <- b
+		b = &batch{records: make([]*kgo.Record, 0, len(b.records))}
+		began = time.Now()
+	}
+	for n := 0; ; n++ {
+		// The clock is looked at where time passes, not for every row.
+		if n%256 == 0 || src.reads != reads {
+			reads = src.reads
+			if len(b.records) > 0 && time.Since(began) > i.timing.batch {
+				send()
+			}
+			if ctx.Err() != nil {
+				break
+			}
+		}
+		row, err := rows.Next()
+		if err == io.EOF {
+			at.State = statePublished
+			at.OffsetBytes, at.Line = rows.Offset(), rows.Line()
+			send()
+			return nil
+		}
+		if err != nil {
+			if len(b.records) > 0 {
+				send()
+			}
+			return stopped(ctx, err)
+		}
+		if len(b.records) == 0 {
+			began = time.Now()
+		}
+		at.Rows++
+		if err := i.mapRow(mapper, row, &at, b); err != nil {
+			return err
+		}
+		at.OffsetBytes, at.Line = rows.Offset(), rows.Line()
+		if b.bytes >= i.cfg.TransactionBytes {
+			send()
+		}
+	}
+	if len(b.records) > 0 {
+		send()
+	}
+	return errStopped
+}
+
+// stopped makes of the reader's errors what run expects.
+func stopped(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(err, errChanged), errors.Is(err, errGone):
+		return &failure{err.Error()}
+	case ctx.Err() != nil:
+		return errStopped
+	}
+	return err
+}
+
+// readHeader reads the names of the columns, and refuses what is no CSV file.
+func readHeader(rows *csv.Reader, at *event.Import) error {
+	start, err := rows.Peek()
+	if err != nil {
+		return err
+	}
+	if n := bytes.IndexByte(start, 0); n >= 0 {
+		return &failure{fmt.Sprintf("not a CSV file in UTF-8: there is a NUL at byte %d", n)}
+	}
+	header, err := rows.Next()
+	switch {
+	case err == io.EOF:
+		return &failure{"the file is empty"}
+	case err != nil:
+		return err
+	case header.Malformed != nil:
+		return &failure{fmt.Sprintf("the header, line %d: %s", header.Line, header.Malformed.Reason)}
+	}
+	at.Header = slices.Clone(header.Fields)
+	at.OffsetBytes, at.Line = rows.Offset(), rows.Line()
+	return nil
+}
+
+// mapRow adds to the batch what a row makes, all of it or its reject.
+func (i *importing) mapRow(mapper *mapping.Mapper, row csv.Row, at *event.Import, b *batch) error {
+	had, hadBytes := len(b.records), b.bytes
+	reject := func(r mapping.Reject) error {
+		// What of the row was already made, is taken back.
+		clear(b.records[had:])
+		b.records, b.bytes = b.records[:had], hadBytes
+		at.Rejected++
+		return i.add(b, topic.ImportRejects, at.ImportID.String(), &event.ImportReject{
+			ImportID: at.ImportID, Line: row.Line, Column: r.Column, Reason: r.Reason, Row: rawText(row.Raw), RejectedAt: at.StartedAt,
+		})
+	}
+	if m := row.Malformed; m != nil {
+		r := mapping.Reject{Reason: m.Reason}
+		if m.Field >= 0 && m.Field < len(at.Header) {
+			r.Column = at.Header[m.Field]
+		}
+		return reject(r)
+	}
+	made, rej := mapper.Row(row.Fields, row.Line, at.Rows)
+	if rej != nil {
+		return reject(*rej)
+	}
+	var err error
+	if made.Patch != nil {
+		err = i.add(b, topic.ProfileUpdates, made.UserID, made.Patch)
+	}
+	if made.Member != nil && err == nil {
+		err = i.add(b, topic.SegmentMembers, made.UserID, made.Member)
+	}
+	if made.Event != nil && err == nil {
+		err = i.add(b, topic.Events, made.UserID, made.Event)
+	}
+	if errors.Is(err, kafka.ErrTooLarge) {
+		return reject(mapping.Reject{Reason: "the row makes a record that is too large"})
+	}
+	if err != nil {
+		return err
+	}
+	if made.Patch != nil {
+		at.ProfileUpdates++
+	}
+	if made.Member != nil {
+		at.SegmentMembers++
+	}
+	if made.Event != nil {
+		at.Events++
+	}
+	return nil
+}
+
+// recordBytes is about what a record costs in memory beside its content.
+const recordBytes = 128
+
+func (i *importing) add(b *batch, name topic.Name, key string, rec event.Record) error {
+	r, err := i.cluster.Record(name, key, rec)
+	if err != nil {
+		return err
+	}
+	b.records = append(b.records, r)
+	b.bytes += len(r.Key) + len(r.Value) + recordBytes
+	return nil
+}
+
+// maxRawBytes is how much of a rejected row is kept.
+const maxRawBytes = 64 << 10
+
+// rawText is a rejected row as text.
+func rawText(raw []byte) string {
+	s := strings.ToValidUTF8(string(raw[:min(len(raw), maxRawBytes)]), string(utf8.RuneError))
+	if len(s) > maxRawBytes {
+		s = strings.ToValidUTF8(s[:maxRawBytes], "") // the cut may go through a rune
+	}
+	return s
+}
+
+// awaitLoaded waits until all that the import published has arrived: the
+// resolver has passed it, and then the sink has passed it and the profiles
+// that the resolver made of it. Meanwhile it gives signs of life, which also
+// tell whether the import is still owned.
+func (i *importing) awaitLoaded(ctx, work context.Context) error {
+	published := kafka.Mark{}
+	for _, w := range i.at.Published {
+		published.Merge(kafka.Mark{topic.Name(w.Topic): {w.Partition: w.Offset}})
+	}
+	lastSign := time.Now()
+	resolved := false
+	for {
+		behind, err := i.passed(ctx, &resolved, published)
+		if err == nil && !behind {
+			return nil
+		}
+		if time.Since(lastSign) > i.timing.heartbeat {
+			lastSign = time.Now()
+			if err := i.move(work, statePublished); err != nil {
+				return err
+			}
+		}
+		if !sleep(ctx, i.timing.barrier) {
+			return errStopped
+		}
+	}
+}
+
+// passed looks at the barrier once. When the resolver has passed, the end of
+// the profiles at that moment belongs to what the sink must pass.
+func (i *importing) passed(ctx context.Context, resolved *bool, published kafka.Mark) (behind bool, err error) {
+	if !*resolved {
+		left, err := i.cluster.Passed(ctx, topic.GroupPersonLoop, published)
+		if err != nil || len(left) > 0 {
+			return true, err
+		}
+		profiles, err := i.cluster.HighWatermarks(ctx, topic.Profiles)
+		if err != nil {
+			return true, err
+		}
+		published.Merge(profiles)
+		*resolved = true
+	}
+	left, err := i.cluster.Passed(ctx, topic.GroupSink, published)
+	return len(left) > 0, err
+}
+
+// finish makes the segment point at the import and writes what its owner reads.
+func (i *importing) finish(work context.Context) error {
+	superseded, err := i.pointSegment(work)
+	if err != nil {
+		return err
+	}
+	return i.writeFiles(work, stateDone, "", superseded)
+}
+
+// fail ends the import. What it has committed stays; a segment does not point
+// at it.
+func (i *importing) fail(work context.Context, f *failure) error {
+	i.log.Warn("import failed", "reason", f.reason)
+	// Beside an object that is no longer there, nothing of it is written: the
+	// place belongs to the one that replaced it.
+	if f.reason != errChanged.Error() && f.reason != errGone.Error() {
+		if err := i.writeFiles(work, stateFailed, f.reason, false); err != nil {
+			return err
+		}
+	}
+	b := &batch{after: i.at}
+	b.after.State, b.after.Error = stateFailed, f.reason
+	if err := i.commit(work, b); err != nil {
+		return err
+	}
+	return nil
+}
+
+// move commits another state, or the same as a sign of life.
+func (i *importing) move(work context.Context, state string) error {
+	b := &batch{after: i.at}
+	b.after.State = state
+	return i.commit(work, b)
+}
+
+// written adds what was acknowledged to the offsets after the last row.
+func written(before []event.Written, c *kafka.Cluster, records []*kgo.Record) []event.Written {
+	type place struct {
+		topic     string
+		partition int32
+	}
+	ends := make(map[place]int64, len(before)+16)
+	for _, w := range before {
+		ends[place{w.Topic, w.Partition}] = w.Offset
+	}
+	// Records of one topic share its name's string, so this is one comparison
+	// and one map access for each.
+	var lastKafka, lastName string
+	for _, r := range records {
+		if r.Topic != lastKafka {
+			lastKafka, lastName = r.Topic, string(c.NameOf(r.Topic))
+		}
+		p := place{lastName, r.Partition}
+		ends[p] = max(ends[p], r.Offset+1)
+	}
+	out := make([]event.Written, 0, len(ends))
+	for p, offset := range ends {
+		out = append(out, event.Written{Topic: p.topic, Partition: p.partition, Offset: offset})
+	}
+	slices.SortFunc(out, func(a, b event.Written) int {
+		if a.Topic != b.Topic {
+			return strings.Compare(a.Topic, b.Topic)
+		}
+		return int(a.Partition - b.Partition)
+	})
+	return out
+}
+
+// commit writes a batch and the progress after it in one transaction, or
+// neither. After an error the import is let go: whoever opens it next finds the
+// progress of the last commit.
+func (i *importing) commit(work context.Context, b *batch) error {
+	if err := i.transact(work, b); err != nil {
+		if !isFenced(err) {
+			err = fault.Transient(err)
+		}
+		return fmt.Errorf("committing import %s up to byte %d: %w", i.at.ImportID, b.after.OffsetBytes, err)
+	}
+	i.metrics.rows.Add(float64(b.after.Rows - i.at.Rows))
+	i.metrics.rejects.Add(float64(b.after.Rejected - i.at.Rejected))
+	i.metrics.bytes.Add(float64(b.after.OffsetBytes - i.at.OffsetBytes))
+	i.metrics.records.WithLabelValues(string(topic.ProfileUpdates)).Add(float64(b.after.ProfileUpdates - i.at.ProfileUpdates))
+	i.metrics.records.WithLabelValues(string(topic.SegmentMembers)).Add(float64(b.after.SegmentMembers - i.at.SegmentMembers))
+	i.metrics.records.WithLabelValues(string(topic.Events)).Add(float64(b.after.Events - i.at.Events))
+	i.at = b.after
+	return nil
+}

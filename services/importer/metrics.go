@@ -1,0 +1,30 @@
+package importer
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	rows      prometheus.Counter
+	rejects   prometheus.Counter
+	bytes     prometheus.Counter
+	records   *prometheus.CounterVec
+	committed prometheus.Histogram
+	imports   *prometheus.GaugeVec
+	lettings  *prometheus.CounterVec
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		rows:      prometheus.NewCounter(prometheus.CounterOpts{Name: "importer_rows_total", Help: "Rows committed, rejected ones among them."}),
+		rejects:   prometheus.NewCounter(prometheus.CounterOpts{Name: "importer_rejects_total", Help: "Rows rejected."}),
+		bytes:     prometheus.NewCounter(prometheus.CounterOpts{Name: "importer_bytes_total", Help: "Bytes of objects whose rows are committed."}),
+		records:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "importer_records_total", Help: "Records committed."}, []string{"topic"}),
+		committed: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "importer_transaction_seconds", Help: "Time from a transaction's begin to its commit.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 10)}),
+		imports:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "importer_imports", Help: "Imports of the namespace, by state, as this instance knows them."}, []string{"state"}),
+		lettings:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "importer_let_go_total", Help: "Imports that this instance let go of before their end."}, []string{"reason"}),
+	}
+	reg.MustRegister(m.rows, m.rejects, m.bytes, m.records, m.committed, m.imports, m.lettings)
+	for _, s := range states {
+		m.imports.WithLabelValues(s) // shown from the start, as 0
+	}
+	return m
+}

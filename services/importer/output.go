@@ -1,0 +1,263 @@
+package importer
+
+import (
+	"bufio"
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/identity"
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/definitions"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/kafka"
+)
+
+// transact produces rows, learns their offsets, produces the progress with
+// them, and commits all of it.
+func (i *importing) transact(work context.Context, b *batch) error {
+	began := time.Now()
+	if err := i.client.BeginTransaction(); err != nil {
+		return err
+	}
+	err := i.write(work, b)
+	if err != nil {
+		// Best effort: whoever opens the import next aborts it in any case.
+		return errors.Join(err, i.client.EndTransaction(work, kgo.TryAbort))
+	}
+	if err := i.client.EndTransaction(work, kgo.TryCommit); err != nil {
+		return err
+	}
+	i.metrics.committed.Observe(time.Since(began).Seconds())
+	return nil
+}
+
+func (i *importing) write(work context.Context, b *batch) error {
+	if len(b.records) > 0 {
+		if err := i.client.ProduceSync(work, b.records...).FirstErr(); err != nil {
+			return err
+		}
+		b.after.Published = written(i.at.Published, i.cluster, b.records)
+	} else {
+		b.after.Published = i.at.Published
+	}
+	b.after.UpdatedAt = micros(time.Now())
+	r, err := i.cluster.Record(topic.Imports, b.after.ImportID.String(), &b.after)
+	if err != nil {
+		return err
+	}
+	r.Headers = append(r.Headers, kgo.RecordHeader{Key: headerOwner, Value: []byte(i.cluster.Member())})
+	return i.client.ProduceSync(work, r).FirstErr()
+}
+
+// isFenced says that somebody else has opened the import since, or the broker
+// has given up a transaction of ours; which of the two it does not tell.
+func isFenced(err error) bool {
+	return errors.Is(err, kerr.ProducerFenced) || errors.Is(err, kerr.InvalidProducerEpoch) || errors.Is(err, kerr.InvalidProducerIDMapping)
+}
+
+// pointSegment makes the segment consist of this import, unless one announced
+// later has been faster: then this one is superseded, and says so.
+func (i *importing) pointSegment(work context.Context) (superseded bool, err error) {
+	if i.at.SegmentID == "" {
+		return false, nil
+	}
+	body, err := definitions.Segment{Imports: []identity.ID{i.at.ImportID}}.Encode()
+	if err != nil {
+		return false, err
+	}
+	for {
+		if err := errors.Join(i.definitions.CaughtUp(work), i.progress.table.CaughtUp(work)); err != nil {
+			return false, fault.Transient(fmt.Errorf("reading segment %s: %w", i.at.SegmentID, err))
+		}
+		head, inForce := i.definitions.Head(definitions.KindSegment, i.at.SegmentID)
+		if inForce {
+			now, err := definitions.DecodeSegment(head)
+			if err != nil {
+				return false, err
+			}
+			if slices.Contains(now.Imports, i.at.ImportID) {
+				return false, nil
+			}
+			for _, id := range now.Imports {
+				if e := i.progress.get(id); e != nil && later(&e.Import, &i.at) {
+					i.log.Info("import is superseded", "segment_id", i.at.SegmentID, "by", id.String())
+					return true, nil
+				}
+			}
+		}
+		_, err := definitions.Write(work, i.cluster, "import:"+i.at.ImportID.String(), []definitions.Change{{
+			Kind: definitions.KindSegment, ID: i.at.SegmentID, Body: body, ReplacesVersion: head.Number,
+		}})
+		var conflict *definitions.Conflict
+		if err == nil {
+			return false, nil
+		}
+		// Another writer of definitions, of whatever kind, was faster: look again.
+		if !errors.As(err, &conflict) && !errors.Is(err, definitions.ErrOvertaken) {
+			return false, err
+		}
+		if !sleep(work, 50*time.Millisecond) {
+			return false, errStopped
+		}
+	}
+}
+
+// report is <object>.report.json.
+type report struct {
+	ImportID    string `json:"import_id"`
+	Spec        string `json:"spec"`
+	SpecVersion int64  `json:"spec_version"`
+	Bucket      string `json:"bucket"`
+	Key         string `json:"key"`
+	SizeBytes   int64  `json:"size_bytes"`
+
+	State      string    `json:"state"` // done or failed
+	Error      string    `json:"error,omitempty"`
+	Segment    string    `json:"segment,omitempty"`
+	Superseded bool      `json:"superseded,omitempty"` // a later file makes up the segment
+	StartedAt  time.Time `json:"started_at"`
+	Seconds    float64   `json:"seconds"` // from start to this report
+
+	Rows           int64 `json:"rows"`
+	Rejected       int64 `json:"rejected"`
+	ProfileUpdates int64 `json:"profile_updates"`
+	SegmentMembers int64 `json:"segment_members"`
+	Events         int64 `json:"events"`
+
+	RejectedBy   []reasonCount `json:"rejected_by,omitempty"`
+	FirstRejects []rejectLine  `json:"first_rejects,omitempty"`
+}
+
+type reasonCount struct {
+	Column string `json:"column,omitempty"`
+	Reason string `json:"reason"`
+	Rows   int64  `json:"rows"`
+}
+
+type rejectLine struct {
+	Line   int64  `json:"line"`
+	Column string `json:"column,omitempty"`
+	Reason string `json:"reason"`
+}
+
+const (
+	firstRejects = 20
+	maxReasons   = 100 // told apart; the rest are counted together
+)
+
+// writeFiles writes the reject file and the report, from what is committed: a
+// repetition writes the same.
+func (i *importing) writeFiles(work context.Context, state, reason string, superseded bool) error {
+	file, err := os.CreateTemp("", "hikyaku-rejects-*.csv")
+	if err != nil {
+		return fmt.Errorf("making the reject file: %w", err)
+	}
+	defer os.Remove(file.Name())
+	defer file.Close()
+	r := report{
+		ImportID: i.at.ImportID.String(), Spec: i.at.SpecID, SpecVersion: i.at.SpecVersion,
+		Bucket: i.at.Bucket, Key: i.at.Key, SizeBytes: i.at.SizeBytes,
+		State: state, Error: reason, Segment: i.at.SegmentID, Superseded: superseded,
+		StartedAt: i.at.StartedAt, Seconds: time.Since(i.at.StartedAt).Round(time.Millisecond).Seconds(),
+		Rows: i.at.Rows, Rejected: i.at.Rejected,
+		ProfileUpdates: i.at.ProfileUpdates, SegmentMembers: i.at.SegmentMembers, Events: i.at.Events,
+	}
+	if err := i.collectRejects(work, file, &r); err != nil {
+		return err
+	}
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("writing the report: %w", err)
+	}
+	return errors.Join(
+		i.put(work, i.at.Key+rejectsSuffix, "text/csv; charset=utf-8", file),
+		i.put(work, i.at.Key+reportSuffix, "application/json", strings.NewReader(string(text)+"\n")),
+	)
+}
+
+// clockMargin is how far the clocks of two instances may be apart.
+const clockMargin = 5 * time.Minute
+
+// collectRejects writes the import's rejects to a file, one at a time, and sums
+// them up for the report.
+func (i *importing) collectRejects(work context.Context, file io.Writer, sum *report) error {
+	buffered := bufio.NewWriter(file)
+	out := csv.NewWriter(buffered)
+	if err := out.Write([]string{"line", "column", "reason", "row"}); err != nil {
+		return fmt.Errorf("writing rejects: %w", err)
+	}
+	if i.at.Rejected > 0 {
+		counts := map[rejectLine]int64{}
+		table := i.cluster.Table([]topic.Name{topic.ImportRejects}, func(r *kgo.Record) error {
+			if string(r.Key) != sum.ImportID {
+				return nil
+			}
+			var reject event.ImportReject
+			if err := i.cluster.Decode(r, &reject); err != nil {
+				return err
+			}
+			if len(sum.FirstRejects) < firstRejects {
+				sum.FirstRejects = append(sum.FirstRejects, rejectLine{reject.Line, strings.Clone(reject.Column), strings.Clone(reject.Reason)})
+			}
+			kind := rejectLine{Column: strings.Clone(reject.Column), Reason: strings.Clone(reject.Reason)}
+			if _, seen := counts[kind]; !seen && len(counts) >= maxReasons {
+				kind = rejectLine{Reason: "other reasons"}
+			}
+			counts[kind]++
+			return out.Write([]string{strconv.FormatInt(reject.Line, 10), reject.Column, reject.Reason, reject.Row})
+		}, kafka.TableFrom(i.at.StartedAt.Add(-clockMargin)))
+		if err := follow(work, table, table.CaughtUp); err != nil {
+			return fault.Transient(fmt.Errorf("reading the rejects of import %s: %w", sum.ImportID, err))
+		}
+		for kind, rows := range counts {
+			sum.RejectedBy = append(sum.RejectedBy, reasonCount{kind.Column, kind.Reason, rows})
+		}
+		slices.SortFunc(sum.RejectedBy, func(a, b reasonCount) int {
+			if a.Rows != b.Rows {
+				return int(b.Rows - a.Rows)
+			}
+			return strings.Compare(a.Column+a.Reason, b.Column+b.Reason)
+		})
+	}
+	out.Flush()
+	if err := errors.Join(out.Error(), buffered.Flush()); err != nil {
+		return fmt.Errorf("writing rejects: %w", err)
+	}
+	return nil
+}
+
+// put writes beside the object. Without the right to, the import ends all the
+// same: its records are there.
+func (i *importing) put(work context.Context, key, contentType string, body io.ReadSeeker) error {
+	if _, err := body.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("writing %s: %w", key, err)
+	}
+	_, err := i.s3.PutObject(work, &s3.PutObjectInput{
+		Bucket: &i.at.Bucket, Key: &key, Body: body, ContentType: aws.String(contentType),
+		Metadata: map[string]string{metaImport: i.at.ImportID.String()},
+	})
+	switch {
+	case status(err) == http.StatusForbidden:
+		i.log.Warn("no right to write beside the object", "key_written", key)
+		return nil
+	case err != nil:
+		return fault.Transient(fmt.Errorf("writing s3://%s/%s: %w", i.at.Bucket, key, err))
+	}
+	return nil
+}

@@ -1,0 +1,436 @@
+// Package importer turns files on S3 into records: profile updates, segment
+// members and events.
+//
+// The promise: each row is in Kafka exactly once, or in the reject file with
+// its line and reason, whoever is killed when; and it is known when all of it
+// has been loaded.
+//
+// Rows, rejects and progress commit together, in transactions of the import's
+// own transactional id. Whoever opens that id fences its former owner and only
+// then reads the progress, so however many instances try, one writes. That
+// makes the spreading of work a matter of thrift, not of safety: each instance
+// waits its own moment, derived from the object and its name, before it takes
+// an object, and leaves alone what another has made progress with lately.
+package importer
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/hikyaku/hikyaku/schemas/definition"
+	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/identity"
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/definitions"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/kafka"
+	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
+	"github.com/hikyaku/hikyaku/services/internal/liquid"
+	"github.com/hikyaku/hikyaku/services/internal/telemetry"
+)
+
+// maxOpen bounds the imports that an instance owns at once, those included that
+// only wait to be loaded: each holds a Kafka client.
+const maxOpen = 32
+
+// timing is what tests shorten.
+type timing struct {
+	takeover  time.Duration // an owner whose progress is older than this is gone
+	heartbeat time.Duration // between two signs of life while waiting
+	spread    time.Duration // within which the instances take a new object
+	barrier   time.Duration // between two looks at the groups' offsets
+	batch     time.Duration // after which rows are committed even if they are few
+}
+
+var defaultTiming = timing{
+	takeover: time.Minute, heartbeat: 20 * time.Second, spread: 500 * time.Millisecond,
+	barrier: 250 * time.Millisecond, batch: time.Second,
+}
+
+// Service is an importer.
+type Service struct {
+	cfg     Config
+	tel     *telemetry.Telemetry
+	log     *slog.Logger
+	metrics *metrics
+	timing  timing
+
+	s3          *s3.Client
+	cluster     *kafka.Cluster
+	definitions *definitions.Store
+	progress    *progress
+	liquid      *liquid.Engine
+	reading     *semaphore.Weighted
+
+	mu      sync.Mutex
+	running map[source]bool      // being worked on by this instance
+	notYet  map[source]*patience // let go of, and when to try again
+	looks   map[source]bool      // objects without ETag, as the last look showed them
+	refused map[string]bool      // versions of specs that do not decode, said once
+}
+
+// patience is how long an import is left alone after it could not go on.
+type patience struct {
+	until time.Time
+	pause time.Duration
+}
+
+// New checks the settings and opens no socket.
+func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
+	cluster, err := kafka.New(cfg.Kafka, topic.Importer, tel)
+	if err != nil {
+		return nil, err
+	}
+	client, err := cfg.S3.client()
+	if err != nil {
+		return nil, err
+	}
+	m := newMetrics(tel.Registry)
+	return &Service{
+		cfg: cfg, tel: tel, log: tel.Log, metrics: m, timing: defaultTiming,
+		s3: client, cluster: cluster, definitions: definitions.NewStore(cluster), progress: newProgress(cluster, m),
+		liquid: liquid.New(liquid.Options{}), reading: semaphore.NewWeighted(int64(cfg.ImportsAtOnce)),
+		running: map[source]bool{}, notYet: map[source]*patience{}, looks: map[source]bool{}, refused: map[string]bool{},
+	}, nil
+}
+
+// Run polls and imports until ctx ends; then each import commits the rows it
+// has in hand and is let go.
+func (s *Service) Run(ctx context.Context) error {
+	if err := s.cluster.Start(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	defer s.cluster.Close()
+	work, stop := lifecycle.Drain(ctx)
+	defer stop()
+
+	// The tables outlive the signal, because finishing a batch needs them.
+	tables, endTables := context.WithCancel(work)
+	defer endTables()
+	group, tables := errgroup.WithContext(tables)
+	group.Go(func() error { return s.definitions.Run(tables) })
+	group.Go(func() error { return s.progress.table.Run(tables) })
+
+	// A table that fails ends everything; the restart is the retry.
+	input, endInput := context.WithCancel(ctx)
+	defer endInput()
+	defer context.AfterFunc(tables, endInput)()
+	err := s.poll(input, work)
+	endTables()
+	return errors.Join(err, group.Wait())
+}
+
+// poll looks for work until ctx ends, or an import fails for a reason that
+// nobody foresaw.
+func (s *Service) poll(ctx, work context.Context) error {
+	if s.definitions.CaughtUp(ctx) != nil || s.progress.table.CaughtUp(ctx) != nil {
+		return nil // ctx has ended, or a table, which Run hears of
+	}
+	imports, ctx := errgroup.WithContext(ctx)
+	imports.SetLimit(maxOpen)
+	ticker := time.NewTicker(s.cfg.PollInterval)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		s.tel.Health.Beat("importer", 10*s.cfg.PollInterval+2*time.Minute)
+		jobs, err := s.look(ctx)
+		if ctx.Err() == nil {
+			s.tel.Health.Set("s3", err)
+		}
+		for _, j := range jobs {
+			if !s.begin(j.source) {
+				continue
+			}
+			if !imports.TryGo(func() error { return s.work(ctx, work, j) }) {
+				s.end(j.source)
+				break // the next look finds them again
+			}
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+		}
+	}
+	return imports.Wait()
+}
+
+// job is an object to import, new or begun.
+type job struct {
+	source      source
+	object      object
+	specID      string
+	specVersion int64
+	begun       *entry // nil if nobody has
+}
+
+// look finds what there is to do now, the oldest objects first. Imports that
+// were begun are found also when S3 is away, which is then the error.
+func (s *Service) look(ctx context.Context) ([]job, error) {
+	var begun, fresh []job
+	for _, e := range s.progress.unfinished() {
+		o := objectOf(&e.Import)
+		j := job{source: sourceOf(o, e.SpecID), object: o, specID: e.SpecID, specVersion: e.SpecVersion, begun: e}
+		if s.mayTake(j) {
+			begun = append(begun, j)
+		}
+	}
+	looks := map[source]bool{}
+	var failed error
+	for _, v := range s.definitions.All(definition.KindImportSpec) {
+		spec, err := s.spec(v)
+		if err != nil {
+			continue
+		}
+		err = s.list(ctx, spec.Source.Prefix, func(o object) {
+			j := job{source: sourceOf(o, v.ID), object: o, specID: v.ID, specVersion: v.Number}
+			if !s.progress.wanted(j.source, v.Number) || !s.mayTake(j) {
+				return
+			}
+			// What has no ETag may still be being written: it is taken when
+			// size and time were the same at two looks.
+			looks[j.source] = true
+			if o.etag == "" && !s.looks[j.source] {
+				return
+			}
+			fresh = append(fresh, j)
+		})
+		if err != nil {
+			failed = err
+		}
+	}
+	if failed == nil {
+		s.looks = looks
+	}
+	for _, jobs := range [][]job{begun, fresh} {
+		sort.Slice(jobs, func(a, b int) bool {
+			if x, y := jobs[a].source.lastMicro, jobs[b].source.lastMicro; x != y {
+				return x < y
+			}
+			return jobs[a].object.key < jobs[b].object.key
+		})
+	}
+	return append(begun, fresh...), failed
+}
+
+// spec decodes a version once said to be in force. What does not decode was
+// written by a newer program; the others go on.
+func (s *Service) spec(v definitions.Version) (*definition.ImportSpec, error) {
+	d, err := definition.Decode(v.Kind, v.Body)
+	if err == nil {
+		if spec, ok := d.(*definition.ImportSpec); ok {
+			return spec, nil
+		}
+		err = fmt.Errorf("%s is not an import spec", v.Kind)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if name := fmt.Sprintf("%s@%d", v.ID, v.Number); !s.refused[name] {
+		s.refused[name] = true
+		s.log.Error("import spec is not understood and left alone", "spec_id", v.ID, "spec_version", v.Number, "error", err)
+	}
+	return nil, err
+}
+
+// mayTake says whether this instance may try an import now.
+func (s *Service) mayTake(j job) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running[j.source] {
+		return false
+	}
+	let := s.notYet[j.source]
+	if let != nil && time.Now().Before(let.until) {
+		return false
+	}
+	if j.begun == nil {
+		return true
+	}
+	// One that this member left behind when it was killed is its own still,
+	// unless it was let go of since: then somebody else may have it.
+	if j.begun.owner == s.cluster.Member() {
+		return true
+	}
+	return time.Since(j.begun.UpdatedAt) > s.timing.takeover
+}
+
+// begin and end keep an import from being worked on twice in one process.
+func (s *Service) begin(src source) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running[src] {
+		return false
+	}
+	s.running[src] = true
+	return true
+}
+
+func (s *Service) end(src source) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.running, src)
+}
+
+// letGo says when to try again: after a fence not before the other has had its
+// time, else with growing pauses.
+func (s *Service) letGo(src source, fenced bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	let := s.notYet[src]
+	if let == nil {
+		let = &patience{pause: s.cfg.PollInterval}
+		s.notYet[src] = let
+	}
+	if fenced {
+		let.until = time.Now().Add(s.timing.takeover)
+		return
+	}
+	let.until = time.Now().Add(let.pause)
+	let.pause = min(2*let.pause, time.Minute)
+}
+
+// errStopped says that the process ends; the import goes on elsewhere or later.
+var errStopped = errors.New("stopping")
+
+// work does one job and sorts out how it ended.
+func (s *Service) work(ctx, work context.Context, j job) error {
+	defer s.end(j.source)
+	err := s.take(ctx, work, j)
+	log := s.log.With("spec_id", j.specID, "spec_version", j.specVersion, "key", j.object.key)
+	switch {
+	case err == nil:
+		s.mu.Lock()
+		delete(s.notYet, j.source)
+		s.mu.Unlock()
+		return nil
+	case errors.Is(err, errStopped) || ctx.Err() != nil:
+		log.Info("import let go", "reason", "stopping")
+		s.metrics.lettings.WithLabelValues("stopping").Inc()
+		return nil
+	case isFenced(err):
+		log.Warn("import let go", "reason", "fenced by another owner")
+		s.metrics.lettings.WithLabelValues("fenced").Inc()
+		s.letGo(j.source, true)
+		return nil
+	case fault.ClassOf(err) == fault.ClassTransient:
+		log.Warn("import let go", "reason", "something is away", "error", err)
+		s.metrics.lettings.WithLabelValues("transient").Inc()
+		s.letGo(j.source, false)
+		return nil
+	}
+	return fmt.Errorf("importing %s: %w", j.object, err)
+}
+
+// take waits this instance's moment, and unless another was faster, owns the
+// import until its end.
+func (s *Service) take(ctx, work context.Context, j job) error {
+	if j.begun == nil {
+		if !sleep(ctx, s.moment(j)) {
+			return errStopped
+		}
+		if !s.progress.wanted(j.source, j.specVersion) {
+			return nil
+		}
+	}
+	state := stateAnnounced
+	if j.begun != nil {
+		state = j.begun.State
+	}
+	if state == stateAnnounced || state == stateReading {
+		// Before the import is owned: an owner who waits for a place looks
+		// like one that is gone.
+		if s.reading.Acquire(ctx, 1) != nil {
+			return errStopped
+		}
+		release := sync.OnceFunc(func() { s.reading.Release(1) })
+		defer release()
+		return s.own(ctx, work, j, release)
+	}
+	return s.own(ctx, work, j, func() {})
+}
+
+// moment spreads the instances over a little time, each object in another
+// order.
+func (s *Service) moment(j job) time.Duration {
+	if s.timing.spread <= 0 {
+		return 0
+	}
+	h := identity.Hash(j.source.String(), s.cluster.Member())
+	return time.Duration(binary.BigEndian.Uint64(h[:8]) % uint64(s.timing.spread))
+}
+
+// own opens the import and goes from the state it is in to the end.
+func (s *Service) own(ctx, work context.Context, j job, readingDone func()) error {
+	o := j.object
+	if j.begun == nil {
+		if ok, err := s.head(ctx, &o); err != nil || !ok {
+			return err
+		}
+	}
+	version, err := s.definitions.WaitFor(ctx, definition.KindImportSpec, j.specID, j.specVersion)
+	if err != nil {
+		return errStopped
+	}
+	spec, err := s.spec(version)
+	if err != nil {
+		return fault.Transient(err)
+	}
+	id := identity.Import(o.bucket, o.key, o.identityVersion(), j.specID, j.specVersion)
+	if j.begun != nil {
+		id = j.begun.ImportID
+	}
+	client, err := s.cluster.TransactionalProducer("import." + id.String())
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	i := &importing{Service: s, client: client, spec: spec, log: s.log.With("import_id", id.String(), "spec_id", j.specID, "spec_version", j.specVersion, "key", o.key)}
+	// Open first, then read: after this nobody else can add to the progress,
+	// so what is read now is where to go on.
+	if _, _, err := client.ProducerID(work); err != nil {
+		return fault.Transient(fmt.Errorf("opening import %s: %w", id, err))
+	}
+	if err := s.progress.table.CaughtUp(work); err != nil {
+		return fault.Transient(fmt.Errorf("reading the progress of import %s: %w", id, err))
+	}
+	if e := s.progress.get(id); e != nil {
+		i.at = e.Import
+	} else {
+		now := micros(time.Now())
+		i.at = event.Import{
+			ImportID: id, SpecID: j.specID, SpecVersion: j.specVersion,
+			Bucket: o.bucket, Key: o.key, VersionID: o.versionID, ETag: o.etag, SizeBytes: o.sizeBytes, LastModified: o.lastModified,
+			AnnouncedAt: now, StartedAt: now, Line: 1,
+		}
+		if spec.Segment != nil {
+			i.at.SegmentID = spec.Segment.ID
+		}
+		if err := i.move(work, stateAnnounced); err != nil {
+			return err
+		}
+	}
+	return i.run(ctx, work, readingDone)
+}
+
+// sleep reports false when ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
+	}
+}
