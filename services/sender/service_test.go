@@ -60,7 +60,8 @@ func (s *stage) start() {
 	s.tel = kafkatest.Telemetry(s.t, topic.Sender)
 	svc, err := sender.New(s.cfg, s.tel)
 	require.NoError(s.t, err)
-	ctx, cancel := context.WithCancel(lifecycle.WithDrain(context.Background(), 5*time.Second))
+	ctx, cancel := context.WithCancel(context.Background())
+	ctx = lifecycle.WithDrain(ctx, time.Second)
 	s.stop, s.done = cancel, make(chan error, 1)
 	done := s.done
 	go func() { done <- svc.Run(ctx); close(done) }()

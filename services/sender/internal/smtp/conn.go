@@ -15,6 +15,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -309,9 +310,8 @@ func (c *Conn) endEmpty(ctx context.Context) error {
 }
 
 var (
-	lastLine    = []byte("\r\n.\r\n")
-	justTheDot  = lastLine[2:]
-	lineAndADot = []byte("\n.")
+	lastLine   = []byte("\r\n.\r\n")
+	justTheDot = lastLine[2:]
 )
 
 // body writes the message and its last line, and reads the final reply.
@@ -348,11 +348,21 @@ func (c *Conn) body(ctx context.Context, mime []byte) (Reply, error) {
 // plain reports whether a message can go as it is: no line begins with a dot
 // and each line feed stands behind a carriage return.
 func plain(mime []byte) bool {
-	if len(mime) > 0 && mime[0] == '.' || bytes.Contains(mime, lineAndADot) {
-		return false
+	lines := 0
+	for rest := mime; len(rest) > 0; lines++ {
+		if rest[0] == '.' {
+			return false
+		}
+		n := bytes.IndexByte(rest, '\n')
+		if n < 0 {
+			break
+		}
+		if n == 0 || rest[n-1] != '\r' {
+			return false
+		}
+		rest = rest[n+1:]
 	}
-	return bytes.Count(mime, lastLine[1:2]) == bytes.Count(mime, lastLine[:2]) &&
-		bytes.Count(mime, lastLine[:1]) == bytes.Count(mime, lastLine[:2])
+	return bytes.Count(mime, lastLine[:1]) == lines
 }
 
 // stuffed doubles the dot at the beginning of a line and makes every end of
@@ -430,6 +440,11 @@ func address(s string, emptyAllowed bool) bool {
 }
 
 func ascii(b []byte) bool {
+	for ; len(b) >= 8; b = b[8:] {
+		if binary.LittleEndian.Uint64(b)&0x8080808080808080 != 0 {
+			return false
+		}
+	}
 	for _, x := range b {
 		if x >= 0x80 {
 			return false

@@ -55,8 +55,7 @@ type Server struct {
 	tries    map[string]int
 	conns    map[net.Conn]int
 	accepted int
-	open     int
-	MaxOpen  int
+	answered int
 	writes   []string // command chunks as they arrived, one per read
 	ln       net.Listener
 }
@@ -92,6 +91,13 @@ func (f *Server) Mails() []Mail {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return append([]Mail(nil), f.mails...)
+}
+
+// Accepted is how many messages were accepted so far.
+func (f *Server) Accepted() (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.answered
 }
 
 // Tries is how often RCPT named the recipient.
@@ -131,8 +137,6 @@ func (f *Server) serve(ln net.Listener) {
 		}
 		f.mu.Lock()
 		f.accepted++
-		f.open++
-		f.MaxOpen = max(f.MaxOpen, f.open)
 		n := f.accepted
 		f.conns[c] = n
 		f.mu.Unlock()
@@ -141,7 +145,6 @@ func (f *Server) serve(ln net.Listener) {
 			c.Close()
 			f.mu.Lock()
 			delete(f.conns, c)
-			f.open--
 			f.mu.Unlock()
 		}()
 	}
@@ -285,6 +288,9 @@ func (f *Server) talk(c net.Conn, number int) {
 			if m.Answered || reply == Hang || reply == Drop {
 				f.mu.Lock()
 				f.mails = append(f.mails, m)
+				if m.Answered {
+					f.answered++
+				}
 				f.mu.Unlock()
 			}
 			if !say(reply, fmt.Sprintf("250 2.0.0 Ok: queued as Q%d", number)) {
