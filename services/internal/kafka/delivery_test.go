@@ -67,6 +67,9 @@ func newWorld(t *testing.T, m matrixCase) *world {
 	for _, p := range people {
 		r, err := c.Record(topic.MessageRequestsBulk, p, request(p))
 		require.NoError(t, err)
+		if m.during != "rebalance" {
+			r.Partition = 0 // all of them in the first poll
+		}
 		w.k.Produce(t, r)
 		w.ends[r.Partition]++
 	}
