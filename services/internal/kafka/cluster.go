@@ -108,7 +108,8 @@ func (c *Cluster) partitions(name topic.Name) (int, error) {
 // in Health; then the cluster can be used. A partition count that contradicts
 // the catalogue and a schema that the registry refuses are Fatal.
 func (c *Cluster) Start(ctx context.Context) error {
-	admin, err := kgo.NewClient(c.clientOptions("admin")...)
+	// Whoever asks waits and says what for, so the client must tell soon.
+	admin, err := kgo.NewClient(append(c.clientOptions("admin"), kgo.RequestRetries(3))...)
 	if err != nil {
 		return fmt.Errorf("building the Kafka client: %w", err)
 	}

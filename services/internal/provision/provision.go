@@ -98,6 +98,8 @@ func Run(ctx context.Context, o Options) (Report, error) {
 		kgo.ClientID(o.Kafka.Namespace+".provision"),
 		// What was just created must be seen at once.
 		kgo.MetadataMinAge(10*time.Millisecond),
+		// Waiting is patiently's; sooner or later it must say what for.
+		kgo.RequestRetries(2),
 	)
 	if err != nil {
 		return r, fmt.Errorf("building the Kafka client: %w", err)
