@@ -14,6 +14,17 @@ require (
 	github.com/hikyaku/hikyaku/services/sender v0.0.0
 )
 
+require (
+	github.com/compose-spec/compose-go/v2 v2.16.2 // indirect
+	github.com/klauspost/compress v1.20.3 // indirect
+	github.com/pierrec/lz4/v4 v4.1.33 // indirect
+	github.com/sethvargo/go-envconfig v1.4.3 // indirect
+	github.com/stretchr/testify v1.12.1 // indirect
+	github.com/twmb/franz-go v1.22.2 // indirect
+	github.com/twmb/franz-go/pkg/kadm v1.19.0 // indirect
+	github.com/twmb/franz-go/pkg/kmsg v1.15.0 // indirect
+)
+
 replace github.com/hikyaku/hikyaku/schemas => ../../schemas
 
 replace github.com/hikyaku/hikyaku/services/internal => ../../services/internal

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"io"
+	"log/slog"
 	"testing"
 
 	"github.com/sethvargo/go-envconfig"
@@ -28,7 +29,7 @@ func build[C any](t *testing.T, s *stack, name string, wire func(C, *telemetry.T
 	t.Helper()
 	cfg, err := config.Load[C](context.Background(), envconfig.MapLookuper(s.env))
 	require.NoError(t, err, name)
-	svc, err := wire(cfg, telemetry.New(name, telemetry.Config{LogLevel: "warn", LogFormat: "text"}, testLog{t}))
+	svc, err := wire(cfg, telemetry.New(name, telemetry.Config{LogLevel: slog.LevelWarn, LogFormat: "text"}, testLog{t}))
 	require.NoError(t, err, name)
 	return svc
 }
@@ -69,11 +70,19 @@ func (s *stack) services() {
 	ctx, stop := context.WithCancel(lifecycle.WithDrain(context.Background(), lifecycle.DefaultDrain))
 	ended := make(chan error, 5)
 	all := map[string]lifecycle.Service{
-		topic.Importer:  build(t, s, topic.Importer, func(c importer.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) { return importer.New(c, tel) }),
-		topic.Resolver:  build(t, s, topic.Resolver, func(c resolver.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) { return resolver.New(c, tel) }),
-		topic.Renderer:  build(t, s, topic.Renderer, func(c renderer.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) { return renderer.New(c, tel) }),
-		topic.Sender:    build(t, s, topic.Sender, func(c sender.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) { return sender.New(c, tel) }),
-		topic.Collector: build(t, s, topic.Collector, func(c collector.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) { return collector.New(c, tel) }),
+		topic.Importer: build(t, s, topic.Importer, func(c importer.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
+			return importer.New(c, tel)
+		}),
+		topic.Resolver: build(t, s, topic.Resolver, func(c resolver.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
+			return resolver.New(c, tel)
+		}),
+		topic.Renderer: build(t, s, topic.Renderer, func(c renderer.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
+			return renderer.New(c, tel)
+		}),
+		topic.Sender: build(t, s, topic.Sender, func(c sender.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) { return sender.New(c, tel) }),
+		topic.Collector: build(t, s, topic.Collector, func(c collector.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
+			return collector.New(c, tel)
+		}),
 	}
 	for _, svc := range all {
 		go func() { ended <- svc.Run(ctx) }()

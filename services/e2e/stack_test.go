@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -43,10 +44,10 @@ func startStack(t *testing.T) *stack {
 	if testing.Short() {
 		t.Skip("-short: the whole pipeline takes seconds")
 	}
-	if _, err := chdb.Find(); err != nil {
-		t.Skipf("ClickHouse's engine is not here: %v", err)
-	}
 	s, err := embedded.Start(context.Background(), embedded.Options{DataDir: t.TempDir(), KafkaAddr: free, RegistryAddr: free, ClickHouseAddr: free, S3Addr: free, SMTPAddr: free, OutboxAddr: free})
+	if errors.Is(err, chdb.ErrNoLibrary) {
+		t.Skip(err)
+	}
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	env := maps.Clone(s.Env())
@@ -223,13 +224,21 @@ func (s *stack) requireBalance(p population, b balance) {
 // the services.
 func (s *stack) requireOneMailEach(accepted int64) {
 	s.t.Helper()
+	s.requireNobodyTwice(accepted, accepted)
+}
+
+// requireNobodyTwice checks that between least and most people got a mail, and
+// nobody got two.
+func (s *stack) requireNobodyTwice(least, most int64) {
+	s.t.Helper()
 	index, err := os.ReadFile(filepath.Join(s.outbox, "index.tsv"))
 	require.NoError(s.t, err)
 	times := map[string]int{}
 	for _, line := range strings.Split(strings.TrimSpace(string(index)), "\n") {
 		times[strings.Split(line, "\t")[2]]++
 	}
-	require.EqualValues(s.t, accepted, len(times))
+	require.GreaterOrEqual(s.t, int64(len(times)), least)
+	require.LessOrEqual(s.t, int64(len(times)), most)
 	for recipient, n := range times {
 		require.Equal(s.t, 1, n, recipient)
 	}
