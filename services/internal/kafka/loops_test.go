@@ -640,3 +640,113 @@ func TestLoopsOutliveTheBroker(t *testing.T) {
 		})
 	}
 }
+
+// refuseProduce makes the broker refuse what is written to a topic.
+func refuseProduce(k *kafkatest.Kafka, name topic.Name) {
+	kafkaTopic := name.In("test")
+	info := k.Fake.TopicInfo(kafkaTopic)
+	k.Fake.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		k.Fake.KeepControl()
+		r := req.(*kmsg.ProduceRequest)
+		if !slices.ContainsFunc(r.Topics, func(t kmsg.ProduceRequestTopic) bool { return t.Topic == kafkaTopic || t.TopicID == info.TopicID }) {
+			return nil, nil, false
+		}
+		resp := r.ResponseKind().(*kmsg.ProduceResponse)
+		for _, t := range r.Topics {
+			rt := kmsg.NewProduceResponseTopic()
+			rt.Topic, rt.TopicID = t.Topic, t.TopicID
+			for _, p := range t.Partitions {
+				rp := kmsg.NewProduceResponseTopicPartition()
+				rp.Partition, rp.ErrorCode = p.Partition, kerr.InvalidRecord.Code
+				rt.Partitions = append(rt.Partitions, rp)
+			}
+			resp.Topics = append(resp.Topics, rt)
+		}
+		return resp, nil, true
+	})
+}
+
+// I1: what could not be written must not be passed.
+func TestAnOutputThatIsRefusedStopsTheTransformAndNothingIsCommitted(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	c := k.Cluster(t, topic.Renderer)
+	r, err := c.Record(topic.MessageRequestsBulk, "u", request("u"))
+	require.NoError(t, err)
+	k.Produce(t, r)
+	refuseProduce(k, topic.Outcomes)
+	err = c.RunTransform(contextOf(t), kafka.TransformOptions{Group: topic.GroupRenderer, Transformer: kafka.Each(c, func(_ context.Context, r *kgo.Record) ([]*kgo.Record, error) {
+		out, err := rendered(c, r)
+		return []*kgo.Record{out}, err
+	})})
+	require.ErrorContains(t, err, "producing to outcomes/")
+	require.Equal(t, fault.ClassFatal, fault.ClassOf(err))
+	require.Zero(t, k.Committed(t, topic.GroupRenderer)[topic.MessageRequestsBulk][r.Partition])
+}
+
+// I2: a record whose dead letter was not acknowledged is not parked.
+func TestADeadLetterThatIsRefusedHoldsTheOffset(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	c := k.Cluster(t, topic.Renderer)
+	r, err := c.Record(topic.MessageRequestsBulk, "u", request("u"))
+	require.NoError(t, err)
+	k.Produce(t, r)
+	refuseProduce(k, topic.DeadLettersRenderer)
+	err = c.RunEffect(contextOf(t), kafka.EffectOptions{Group: topic.GroupRenderer, Handler: handle(func(context.Context, []*kgo.Record) (int, error) {
+		return 0, fault.Poison(errors.New("bad"))
+	})})
+	require.ErrorContains(t, err, "parking message-requests.bulk/")
+	require.Zero(t, k.Committed(t, topic.GroupRenderer)[topic.MessageRequestsBulk][r.Partition])
+}
+
+// A message that does not decode still ends its wait: its headers say whose it was,
+// and which attempt will not be made.
+func TestAMessageThatDoesNotDecodeIsStillCounted(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	c := k.Cluster(t, topic.Sender)
+	m := &event.Message{MessageID: request("u").MessageID, RunID: request("u").RunID, UserID: "u", Channel: "email", Attempt: 3}
+	r, err := c.Record(topic.RetriesEmail, "u", m)
+	require.NoError(t, err)
+	r.Value = []byte("not Avro")
+	r.Timestamp = time.UnixMilli(1_700_000_000_000)
+	parked, ok := c.Parked(r, errors.New("why"))
+	require.True(t, ok)
+	var o event.Outcome
+	require.NoError(t, c.Decode(parked, &o))
+	require.Equal(t, "parked", o.Outcome)
+	require.Equal(t, m.MessageID, o.MessageID)
+	require.EqualValues(t, 3, o.Attempt)
+	require.Equal(t, "email", o.Channel)
+	again, _ := c.Parked(r, errors.New("why"))
+	require.Equal(t, parked.Value, again.Value, "I5: the same record, the same outcome")
+
+	// Of what is not about a waiting message, nothing is said.
+	_, ok = c.Parked(tick(t, c, 0, 1), errors.New("why"))
+	require.False(t, ok)
+}
+
+func TestSchemasAreOnlyLookedUpWhenRegisteringIsOff(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	cfg := k.Config()
+	cfg.RegisterSchemas = false
+	c := k.ClusterWith(t, topic.Renderer, cfg)
+	r, err := c.Record(topic.MessageRequestsBulk, "u", request("u"))
+	require.NoError(t, err)
+	require.NoError(t, c.Decode(r, new(event.MessageRequest)))
+
+	k.Registry.Reset()
+	tel := kafkatest.Telemetry(t, topic.Renderer)
+	other, err := kafka.New(cfg, topic.Renderer, tel)
+	require.NoError(t, err)
+	defer other.Close()
+	started := make(chan error, 1)
+	go func() { started <- other.Start(contextOf(t)) }()
+	kafkatest.Eventually(t, func() bool { return len(tel.Health.NotReady()) > 0 }, "it does not say that it waits")
+	require.Contains(t, tel.Health.NotReady()[0], "provision registers it")
+	require.False(t, k.Registry.SubjectExists(topic.Outcomes.Subject("test")))
+	k.Provision(t, 4)
+	require.NoError(t, <-started)
+}
