@@ -199,10 +199,10 @@ func (p *parser) object(o object, namespace string) (*Schema, error) {
 		return s, p.define(s)
 	case Record:
 		s.Name = fullName(o.Name, namespace)
-		if err := p.define(s); err != nil {
+		if err := p.fields(s, o.Fields, namespace); err != nil {
 			return nil, err
 		}
-		return s, p.fields(s, o.Fields, namespace)
+		return s, p.define(s) // after its fields, so that a record cannot hold itself
 	}
 	s, err := p.reference(kind, namespace)
 	if err == nil && o.Logical != "" {

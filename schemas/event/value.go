@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"slices"
 	"strconv"
@@ -148,7 +149,7 @@ func (v Value) Any() any {
 	case KindTime:
 		return v.Time()
 	case KindJSON:
-		x, err := decodeJSON([]byte(v.text))
+		x, err := decodeJSON([]byte(v.text), goNumber)
 		if err != nil {
 			return v.text
 		}
@@ -157,10 +158,15 @@ func (v Value) Any() any {
 	return nil
 }
 
-// MarshalJSON writes times as RFC 3339 strings and JSON as it is.
+// MarshalJSON writes times as RFC 3339 strings, JSON as it is, and a Float so
+// that it is read as one again: 1.0.
 func (v Value) MarshalJSON() ([]byte, error) {
-	if v.kind == KindJSON {
+	switch v.kind {
+	case KindJSON:
 		return []byte(v.text), nil
+	case KindFloat:
+		n, err := floatText(v.Float())
+		return []byte(n), err
 	}
 	b, err := json.Marshal(v.Any())
 	if err != nil {
@@ -177,22 +183,52 @@ func (v *Value) UnmarshalJSON(raw []byte) (err error) {
 
 // FromJSON reads one JSON value. A number without fraction and exponent that
 // fits 64 bits is an Int, any other a Float, and one too large for that is
-// refused. Arrays and objects become canonical JSON text: no white space, keys
-// sorted, numbers by the same rule, of equal keys the last.
+// refused; there is no negative zero. Arrays and objects become canonical JSON
+// text: no white space, keys sorted, of equal keys the last, numbers as
+// MarshalJSON writes them.
 func FromJSON(raw json.RawMessage) (Value, error) {
-	raw = bytes.TrimLeft(raw, " \t\r\n")
-	if len(raw) == 0 {
-		return Value{}, errors.New("reading JSON value: it is empty")
-	}
-	// Plain strings need no parser, and most properties are plain strings.
-	if n := len(raw) - 1; n > 0 && raw[0] == '"' && raw[n] == '"' && plain(raw[1:n]) {
-		return String(string(raw[1:n])), nil
-	}
-	x, err := decodeJSON(raw)
+	v, err := fromJSON(bytes.TrimSpace(raw))
 	if err != nil {
 		return Value{}, fmt.Errorf("reading JSON value: %w", err)
 	}
-	return fromDecoded(x)
+	return v, nil
+}
+
+func fromJSON(raw []byte) (Value, error) {
+	if len(raw) == 0 {
+		return Value{}, errors.New("it is empty")
+	}
+	switch raw[0] {
+	case '"':
+		// Most properties are plain strings, which need no parser.
+		if n := len(raw) - 1; n > 0 && raw[n] == '"' && plain(raw[1:n]) {
+			return String(string(raw[1:n])), nil
+		}
+		var s string
+		err := json.Unmarshal(raw, &s)
+		return String(s), err
+	case '[', '{':
+		x, err := decodeJSON(raw, canonicalNumber)
+		if err != nil {
+			return Value{}, err
+		}
+		text, err := canonical(x)
+		return JSON(text), err
+	}
+	if !json.Valid(raw) {
+		return Value{}, errors.New("it is not JSON")
+	}
+	switch raw[0] {
+	case 'n':
+		return Null(), nil
+	case 't', 'f':
+		return Bool(raw[0] == 't'), nil
+	}
+	x, err := goNumber(json.Number(raw))
+	if err != nil {
+		return Value{}, err
+	}
+	return scalar(x)
 }
 
 // plain reports whether the inside of a JSON string stands for itself.
@@ -218,11 +254,7 @@ func FromAny(x any) (Value, error) {
 	case json.RawMessage:
 		return FromJSON(x)
 	case json.Number:
-		n, err := number(x)
-		if err != nil {
-			return Value{}, err
-		}
-		return fromDecoded(n)
+		return FromJSON(json.RawMessage(x))
 	case int:
 		return Int(int64(x)), nil
 	case int8:
@@ -242,9 +274,9 @@ func FromAny(x any) (Value, error) {
 	case uint64:
 		return fromUint(x), nil
 	case float32:
-		return fromDecoded(float64(x))
+		return scalar(float64(x))
 	case nil, bool, int64, float64, string:
-		return fromDecoded(x)
+		return scalar(x)
 	}
 	raw, err := json.Marshal(x)
 	if err != nil {
@@ -260,27 +292,21 @@ func fromUint(u uint64) Value {
 	return Int(int64(u))
 }
 
-func fromDecoded(x any) (Value, error) {
+func scalar(x any) (Value, error) {
 	switch x := x.(type) {
-	case nil:
-		return Null(), nil
 	case bool:
 		return Bool(x), nil
 	case int64:
 		return Int(x), nil
 	case float64:
 		if math.IsNaN(x) || math.IsInf(x, 0) {
-			return Value{}, fmt.Errorf("making a value: %v is not a number that JSON knows", x)
+			return Value{}, fmt.Errorf("making a value: JSON has no number %v", x)
 		}
 		return Float(x), nil
 	case string:
 		return String(x), nil
 	}
-	text, err := canonical(x)
-	if err != nil {
-		return Value{}, fmt.Errorf("making a value of %T: %w", x, err)
-	}
-	return JSON(text), nil
+	return Null(), nil
 }
 
 // canonical writes decoded JSON; encoding/json sorts the keys of maps.
@@ -294,34 +320,33 @@ func canonical(x any) (string, error) {
 	return strings.TrimSuffix(b.String(), "\n"), nil
 }
 
-// decodeJSON reads exactly one JSON value, numbers as int64 or float64.
-func decodeJSON(raw []byte) (any, error) {
+// decodeJSON reads exactly one JSON value, its numbers as number returns them.
+func decodeJSON(raw []byte, number func(json.Number) (any, error)) (any, error) {
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()
 	var x any
 	if err := d.Decode(&x); err != nil {
 		return nil, err
 	}
-	if d.More() {
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("something follows the value")
 	}
-	return numbers(x)
+	return replaceNumbers(x, number)
 }
 
-// numbers replaces json.Number in place.
-func numbers(x any) (_ any, err error) {
+func replaceNumbers(x any, number func(json.Number) (any, error)) (_ any, err error) {
 	switch x := x.(type) {
 	case json.Number:
 		return number(x)
 	case []any:
 		for i := range x {
-			if x[i], err = numbers(x[i]); err != nil {
+			if x[i], err = replaceNumbers(x[i], number); err != nil {
 				return nil, err
 			}
 		}
 	case map[string]any:
 		for k := range x {
-			if x[k], err = numbers(x[k]); err != nil {
+			if x[k], err = replaceNumbers(x[k], number); err != nil {
 				return nil, err
 			}
 		}
@@ -329,18 +354,44 @@ func numbers(x any) (_ any, err error) {
 	return x, nil
 }
 
-func number(n json.Number) (any, error) {
-	s := string(n)
-	if !strings.ContainsAny(s, ".eE") {
-		if i, err := strconv.ParseInt(s, 10, 64); err == nil {
+// goNumber is an int64 or a finite float64.
+func goNumber(n json.Number) (any, error) {
+	if !strings.ContainsAny(string(n), ".eE") {
+		if i, err := n.Int64(); err == nil {
 			return i, nil
 		}
 	}
-	f, err := strconv.ParseFloat(s, 64)
-	if err != nil || math.IsNaN(f) || math.IsInf(f, 0) {
-		return nil, fmt.Errorf("number %.40s does not fit a float", s)
+	f, err := n.Float64()
+	if err != nil {
+		return nil, fmt.Errorf("number %.40s does not fit 64 bits", n)
+	}
+	if f == 0 {
+		f = 0 // not -0
 	}
 	return f, nil
+}
+
+func canonicalNumber(n json.Number) (any, error) {
+	x, err := goNumber(n)
+	if err != nil {
+		return nil, err
+	}
+	if f, ok := x.(float64); ok {
+		return floatText(f)
+	}
+	return x, nil
+}
+
+// floatText is the shortest text that is read as this float, and not as an int.
+func floatText(f float64) (json.Number, error) {
+	b, err := json.Marshal(f)
+	if err != nil {
+		return "", fmt.Errorf("writing float value as JSON: %w", err)
+	}
+	if !bytes.ContainsAny(b, ".e") {
+		b = append(b, ".0"...)
+	}
+	return json.Number(b), nil
 }
 
 func (v *Value) appendAvro(b []byte) []byte {
