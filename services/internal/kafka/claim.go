@@ -1075,6 +1075,7 @@ func (l *claimLoop) refused(err error) {
 	switch {
 	case errors.Is(err, kerr.FencedInstanceID):
 		l.metrics.commits.WithLabelValues("fenced").Inc()
+		l.denied = true
 		l.fail(l.c.fenced(err))
 	case errors.Is(err, kerr.UnknownMemberID), errors.Is(err, kerr.IllegalGeneration):
 		l.metrics.commits.WithLabelValues("fenced").Inc()
@@ -1089,6 +1090,7 @@ func (l *claimLoop) refused(err error) {
 		l.commitFrom = time.Now().Add(l.commitWait.next)
 		l.commitWait.grow()
 	default:
+		l.denied = true
 		l.fail(fault.Fatal(err))
 	}
 }

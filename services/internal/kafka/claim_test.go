@@ -858,3 +858,28 @@ func TestWithoutAClaimNoCall(t *testing.T) {
 	requireAtRest(t, k)
 	require.Equal(t, 20, p.total())
 }
+
+// A second process of the same name takes over at once; the first finds itself
+// fenced and ends, saying why. Nobody is called twice.
+func TestSecondProcessOfTheSameNameEndsTheFirst(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	users := put(t, k, 300, nil)
+	slow := func(context.Context, *event.Message, int) (string, error) {
+		time.Sleep(2 * time.Millisecond)
+		return "accepted", nil
+	}
+	first, second := &provider{answer: slow}, &provider{answer: slow}
+	a := send(t, k, first, session(time.Second), connections(2))
+	kafkatest.Eventually(t, func() bool { return first.total() > 20 }, "no calls")
+	send(t, k, second, session(time.Second), connections(2))
+	require.ErrorContains(t, a.wait(), "fenced by its own name")
+	require.Equal(t, fault.ClassFatal, fault.ClassOf(a.err))
+	requireAtRest(t, k)
+	got := outcomes(t, k)
+	for _, u := range users {
+		require.LessOrEqual(t, first.asked()[u]+second.asked()[u], 1)
+		require.NotEmpty(t, got[u])
+	}
+	require.Positive(t, second.total())
+}
