@@ -263,7 +263,7 @@ func sample(name string) event.Record {
 	return r
 }
 
-type sampler struct{ n int64 }
+type sampler struct{ n, values int64 }
 
 func (s *sampler) fill(v reflect.Value, name string) {
 	s.n++
@@ -278,7 +278,8 @@ func (s *sampler) fill(v reflect.Value, name string) {
 		v.Set(reflect.ValueOf([]event.Value{
 			event.Null(), event.Bool(true), event.Int(-s.n), event.Float(float64(s.n) + 0.25), event.String("飛脚 " + name),
 			event.Time(time.Date(1999, 12, 31, 23, 59, 59, 999_999_000, time.UTC)), event.JSON(`{"a":[1,2.5,null]}`),
-		}[(s.n/2)%7]))
+		}[s.values%7]))
+		s.values++
 		return
 	case *[]byte:
 		v.SetBytes([]byte{0, 1, 0xfe, 0xff, byte(s.n)})
