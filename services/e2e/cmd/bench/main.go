@@ -1,0 +1,124 @@
+// Command bench measures. Each benchmark prints a table on stderr and closes
+// with one JSON line on stdout; the ceiling it is compared with is measured in
+// the same run, because machines differ.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"sort"
+	"strings"
+	"syscall"
+)
+
+// result is the closing line.
+type result struct {
+	Bench      string   `json:"bench"`
+	Rate       float64  `json:"rate"`
+	Unit       string   `json:"unit"`
+	Ceiling    *float64 `json:"ceiling"` // null where what measures it is not installed
+	CeilingOf  string   `json:"ceiling_of"`
+	Ratio      *float64 `json:"ratio"`
+	PeakRSSMiB float64  `json:"peak_rss_mib"` // of all processes together
+	Commit     string   `json:"commit"`
+}
+
+func (r *result) against(ceiling float64, of string) {
+	r.CeilingOf = of
+	if ceiling > 0 {
+		ratio := r.Rate / ceiling
+		r.Ceiling, r.Ratio = &ceiling, &ratio
+	}
+}
+
+var benchmarks = map[string]struct {
+	about string
+	run   func(ctx context.Context, root string, args []string) (*result, error)
+}{
+	"codec":    {"encode and decode a message request of 12 attributes", codec},
+	"campaign": {"a campaign end to end, every process counted", campaign},
+}
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	names := make([]string, 0, len(benchmarks))
+	for name := range benchmarks {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	help := func() int {
+		fmt.Fprintln(os.Stderr, "usage: scripts/bench NAME [flags]")
+		for _, name := range names {
+			fmt.Fprintf(os.Stderr, "  %-10s %s\n", name, benchmarks[name].about)
+		}
+		return 2
+	}
+	if len(os.Args) < 2 || strings.HasPrefix(os.Args[1], "-") {
+		return help()
+	}
+	b, ok := benchmarks[os.Args[1]]
+	if !ok {
+		return help()
+	}
+	root, err := rootOfCheckout()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 3
+	}
+	r, err := b.run(ctx, root, os.Args[2:])
+	switch {
+	case err == flag.ErrHelp:
+		return 0
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+	r.Bench, r.Commit = os.Args[1], commit(root)
+	line, err := json.Marshal(r)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+	fmt.Println(string(line))
+	return 0
+}
+
+// rootOfCheckout is the directory of go.work, from here upwards.
+func rootOfCheckout() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.work")); err == nil {
+			return dir, nil
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			return "", fmt.Errorf("no go.work here or above: run it in the checkout")
+		}
+		dir = up
+	}
+}
+
+// commit is what was measured, with a plus if the tree differs from it.
+func commit(root string) string {
+	out, err := exec.Command("git", "-C", root, "rev-parse", "--short", "HEAD").Output()
+	if err != nil {
+		return ""
+	}
+	id := strings.TrimSpace(string(out))
+	if changed, err := exec.Command("git", "-C", root, "status", "--porcelain", "-uno").Output(); err == nil && len(changed) > 0 {
+		id += "+"
+	}
+	return id
+}

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// child is one program under measurement.
+type child struct {
+	name  string
+	cmd   *exec.Cmd
+	log   *os.File
+	ended chan struct{}
+	cpu0  time.Duration
+}
+
+// children are all of them; they die with this process.
+type children struct {
+	dir  string
+	env  map[string]string
+	mu   sync.Mutex
+	list []*child
+}
+
+func (c *children) start(name, program string, env map[string]string, args ...string) (*child, error) {
+	log, err := os.Create(filepath.Join(c.dir, name+".log"))
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(program, args...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = c.dir, log, log
+	cmd.Env = os.Environ()
+	for _, m := range []map[string]string{c.env, env} {
+		for k, v := range m {
+			cmd.Env = append(cmd.Env, k+"="+v)
+		}
+	}
+	cmd.SysProcAttr = dieWithParent()
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("starting %s: %w", name, err)
+	}
+	p := &child{name: name, cmd: cmd, log: log, ended: make(chan struct{})}
+	go func() { _ = cmd.Wait(); close(p.ended) }()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.list = append(c.list, p)
+	return p, nil
+}
+
+// stop ends all, the last started first.
+func (c *children) stop() {
+	for i := len(c.list) - 1; i >= 0; i-- {
+		p := c.list[i]
+		_ = p.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-p.ended:
+		case <-time.After(20 * time.Second):
+			_ = p.cmd.Process.Kill()
+			<-p.ended
+		}
+		p.log.Close()
+	}
+}
+
+// dead names a program that has ended before its time, with its last words.
+func (c *children) dead() error {
+	for _, p := range c.list {
+		select {
+		case <-p.ended:
+			log, _ := os.ReadFile(p.log.Name())
+			return fmt.Errorf("%s has ended: %s", p.name, bytes.TrimSpace(log[max(0, len(log)-600):]))
+		default:
+		}
+	}
+	return nil
+}
+
+// await waits until done, or until a program dies.
+func (c *children) await(ctx context.Context, what string, limit time.Duration, done func() bool) error {
+	for end := time.Now().Add(limit); !done(); {
+		if err := c.dead(); err != nil {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("waited %s for %s", limit, what)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// cpuTime is what a process has used, user and system.
+func cpuTime(pid int) time.Duration {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 13 {
+		return 0
+	}
+	user, _ := strconv.ParseInt(fields[11], 10, 64)
+	system, _ := strconv.ParseInt(fields[12], 10, 64)
+	const ticksPerSecond = 100 // USER_HZ on every Linux that Go runs on
+	return time.Duration(user+system) * time.Second / ticksPerSecond
+}
+
+// rssMiB is what a process holds in memory, mapped files included.
+func rssMiB(pid int) float64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for _, line := range strings.Split(string(status), "\n") {
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			kb, _ := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+			return kb / 1024
+		}
+	}
+	return 0
+}
+
+// watchMemory follows the sum of all processes' memory until stop is called,
+// which returns its peak and each one's own.
+func (c *children) watchMemory() (stop func() (peak float64, each map[string]float64)) {
+	var peak float64
+	each := map[string]float64{}
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			sum := 0.0
+			c.mu.Lock()
+			list := c.list
+			c.mu.Unlock()
+			for _, p := range list {
+				m := rssMiB(p.cmd.Process.Pid)
+				each[p.name] = max(each[p.name], m)
+				sum += m
+			}
+			peak = max(peak, sum)
+			select {
+			case <-quit:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}()
+	return func() (float64, map[string]float64) { close(quit); <-done; return peak, each }
+}
+
+// freeAddr is an address nobody listens on.
+func freeAddr() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
