@@ -216,6 +216,9 @@ func (c *Conn) Send(ctx context.Context, from, to string, mime []byte) (Reply, e
 	if err != nil {
 		return Reply{}, err
 	}
+	if c.in.Buffered() > 0 && !bytes.HasPrefix(peek(c.in), []byte("421")) {
+		return Reply{}, errUnasked(StageMail)
+	}
 	// The context ends the call at any point, a read included.
 	stop := context.AfterFunc(ctx, func() { c.nc.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -228,6 +231,17 @@ func (c *Conn) Send(ctx context.Context, from, to string, mime []byte) (Reply, e
 		return Reply{}, err
 	}
 	return c.body(ctx, mime)
+}
+
+// errUnasked: a line more than there were commands would be read as the answer to
+// the next one, and "accepted" be said of the wrong message.
+func errUnasked(s Stage) *Error {
+	return &Error{Stage: s, Err: errors.New("the server spoke without being asked")}
+}
+
+func peek(in *bufio.Reader) []byte {
+	b, _ := in.Peek(in.Buffered())
+	return b
 }
 
 // envelope sends what c.out holds, MAIL, RCPT and DATA, in one write or in three.
@@ -286,6 +300,9 @@ func (c *Conn) envelope(ctx context.Context) error {
 		}
 	}
 	if first == nil {
+		if c.in.Buffered() > 0 {
+			return errUnasked(StageData)
+		}
 		return nil
 	}
 	// MAIL may have opened a transaction that the next message must not join.

@@ -428,3 +428,32 @@ func BenchmarkSend(b *testing.B) {
 		}
 	})
 }
+
+// A line too many must not be taken for the answer to the message.
+func TestUnaskedLineIsNoAnswer(t *testing.T) {
+	t.Parallel()
+	server := fake.Start(t, "", fake.Script{
+		Rcpt: func(to string, _ int) string {
+			if strings.HasPrefix(to, "odd") {
+				return "250 2.1.5 ok\r\n250 2.1.5 and another"
+			}
+			return fake.Accept
+		},
+		End: func(to string, _ int) string {
+			if strings.HasPrefix(to, "chatty") {
+				return "250 2.0.0 Ok\r\n250 2.0.0 and another"
+			}
+			return "554 5.7.1 spam"
+		},
+	})
+	p := pool(t, config(server.Addr), 1)
+	_, err := p.Send(t.Context(), "a@example.test", "odd@example.test", []byte(letter))
+	var e *smtp.Error
+	require.ErrorAs(t, err, &e)
+	require.Equal(t, smtp.Temporary, smtp.Judge(err), err)
+	_, err = p.Send(t.Context(), "a@example.test", "chatty@example.test", []byte(letter))
+	require.NoError(t, err)
+	_, err = p.Send(t.Context(), "a@example.test", "spam@example.test", []byte(letter))
+	require.Equal(t, smtp.Final, smtp.Judge(err), err)
+	require.Equal(t, 3, server.Connections())
+}
