@@ -1,0 +1,211 @@
+package reader
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Shares of the delivered mails, per mille.
+const (
+	openPerMille        = 400
+	clickPerMille       = 100
+	unsubscribePerMille = 10
+)
+
+// Did is what the readers did, in people.
+type Did struct {
+	Opened, Clicked, Unsubscribed int
+}
+
+// Crowd is the readers of one run.
+type Crowd struct {
+	Outbox   string // directory
+	Tracking string // TRACKING_URL, without a slash at its end
+	Seed     uint64
+	Client   *http.Client // must not follow redirects: they lead out of the demonstration
+	Progress func(done, total int)
+}
+
+// NewClient returns a client as Crowd needs it.
+func NewClient() *http.Client {
+	return &http.Client{
+		Timeout:       10 * time.Second,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport:     &http.Transport{MaxIdleConnsPerHost: readersAtOnce, MaxConnsPerHost: readersAtOnce},
+	}
+}
+
+const readersAtOnce = 16
+
+// Plan chooses who does what: of n people the first opened open, the first
+// clicked of these click, the first unsubscribed of those unsubscribe. As soon
+// as there is anybody, somebody does each.
+func Plan(n int) Did {
+	share := func(perMille int) int {
+		if n == 0 {
+			return 0
+		}
+		return max(1, (n*perMille+500)/1000)
+	}
+	return Did{Opened: share(openPerMille), Clicked: share(clickPerMille), Unsubscribed: share(unsubscribePerMille)}
+}
+
+// Shuffle orders people by lot; the lot depends on the seed and the address only.
+func Shuffle(people []Delivery, seed uint64) {
+	lot := func(d Delivery) uint64 {
+		h := sha256.Sum256(append(binary.BigEndian.AppendUint64(nil, seed), strings.ToLower(d.Recipient)...))
+		return binary.BigEndian.Uint64(h[:])
+	}
+	slices.SortStableFunc(people, func(a, b Delivery) int {
+		return cmp.Or(cmp.Compare(lot(a), lot(b)), cmp.Compare(a.MessageID, b.MessageID))
+	})
+}
+
+// Read lets the people open, click and unsubscribe. Everything that a mail
+// promised and did not hold is an error; the others go on.
+func (c *Crowd) Read(ctx context.Context, people []Delivery) (Did, error) {
+	people = slices.Clone(people)
+	Shuffle(people, c.Seed)
+	plan := Plan(len(people))
+	var (
+		mu     sync.Mutex
+		did    Did
+		errs   []error
+		failed int
+		next   int
+		wg     sync.WaitGroup
+	)
+	for range readersAtOnce {
+		wg.Go(func() {
+			for {
+				mu.Lock()
+				i := next
+				next++
+				if c.Progress != nil && i <= plan.Opened {
+					c.Progress(i, plan.Opened)
+				}
+				mu.Unlock()
+				if i >= plan.Opened || ctx.Err() != nil {
+					return
+				}
+				clicks, unsubscribes := i < plan.Clicked, i < plan.Unsubscribed
+				err := c.one(ctx, people[i], clicks, unsubscribes)
+				mu.Lock()
+				if err != nil {
+					failed++
+					if len(errs) < 3 {
+						errs = append(errs, err)
+					}
+				} else {
+					did.Opened++
+					if clicks {
+						did.Clicked++
+					}
+					if unsubscribes {
+						did.Unsubscribed++
+					}
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return did, context.Cause(ctx)
+	}
+	if failed > 0 {
+		return did, fmt.Errorf("%d of %d readers did not get what their mail promised: %w", failed, plan.Opened, errors.Join(errs...))
+	}
+	return did, nil
+}
+
+func (c *Crowd) one(ctx context.Context, d Delivery, clicks, unsubscribes bool) error {
+	m, err := Open(c.Outbox, d)
+	if err != nil {
+		return err
+	}
+	pixels := m.Pixels(c.Tracking)
+	if len(pixels) == 0 {
+		return fmt.Errorf("mail %s has no pixel under %s", d.MessageID, c.Tracking)
+	}
+	for _, p := range pixels {
+		err := c.fetch(ctx, http.MethodGet, p, "", func(r *http.Response) bool {
+			return r.StatusCode == http.StatusOK && strings.HasPrefix(r.Header.Get("Content-Type"), "image/")
+		})
+		if err != nil {
+			return fmt.Errorf("opening mail %s: %w", d.MessageID, err)
+		}
+	}
+	if clicks {
+		links := m.Links(c.Tracking)
+		if len(links) == 0 {
+			return fmt.Errorf("mail %s has no link under %s", d.MessageID, c.Tracking)
+		}
+		err := c.fetch(ctx, http.MethodGet, links[0], "", func(r *http.Response) bool {
+			to := r.Header.Get("Location")
+			return r.StatusCode >= 300 && r.StatusCode < 400 && to != "" && !strings.HasPrefix(to, c.Tracking)
+		})
+		if err != nil {
+			return fmt.Errorf("clicking in mail %s: %w", d.MessageID, err)
+		}
+	}
+	if unsubscribes {
+		if !strings.HasPrefix(m.Unsubscribe, c.Tracking+"/u/") {
+			return fmt.Errorf("mail %s offers no one-click unsubscription under %s", d.MessageID, c.Tracking)
+		}
+		err := c.fetch(ctx, http.MethodPost, m.Unsubscribe, "List-Unsubscribe=One-Click", func(r *http.Response) bool {
+			return r.StatusCode >= 200 && r.StatusCode < 300 // RFC 8058 allows no redirect
+		})
+		if err != nil {
+			return fmt.Errorf("unsubscribing by mail %s: %w", d.MessageID, err)
+		}
+	}
+	return nil
+}
+
+// fetch asks a few times: a mail program does too, and the server may have been killed by hand.
+func (c *Crowd) fetch(ctx context.Context, method, address, form string, good func(*http.Response) bool) error {
+	var last error
+	for attempt := range 20 {
+		if attempt > 0 {
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-time.After(500 * time.Millisecond):
+			}
+		}
+		req, err := http.NewRequestWithContext(ctx, method, address, strings.NewReader(form))
+		if err != nil {
+			return err
+		}
+		req.Header.Set("User-Agent", "hikyaku-demo-reader")
+		if form != "" {
+			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		}
+		r, err := c.Client.Do(req)
+		if err != nil {
+			last = err
+			continue
+		}
+		_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, 1<<20)) // so that the connection can be used again
+		r.Body.Close()
+		if good(r) {
+			return nil
+		}
+		last = fmt.Errorf("%s answered %s", method, r.Status)
+		if r.StatusCode < 500 {
+			return last // asking again changes nothing
+		}
+	}
+	return last
+}
