@@ -1,22 +1,88 @@
 package collector
 
 import (
+	"slices"
 	"time"
 
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/config"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
+	"github.com/hikyaku/hikyaku/services/internal/render"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
+
+	"github.com/hikyaku/hikyaku/services/event-collector/internal/intake"
+)
+
+// The roles of an instance.
+const (
+	RoleIntake = "intake" // HTTP to Kafka
+	RoleSink   = "sink"   // Kafka to ClickHouse
 )
 
 // Config is everything the collector can be told.
 type Config struct {
 	Kafka      kafka.Config
 	ClickHouse clickhouse.Config
+	Tracking   render.Config
+	Intake     IntakeConfig
 	Sink       SinkConfig
 	Telemetry  telemetry.Config
 	Lifecycle  lifecycle.Config
+
+	Roles []string `env:"ROLES, default=intake,sink" unit:"intake, sink" help:"what this instance does; the two can run apart"`
+}
+
+// Has reports whether this instance has the role.
+func (c Config) Has(role string) bool { return slices.Contains(c.Roles, role) }
+
+// Validate refuses unknown roles, and a public write key unless it was asked for.
+func (c Config) Validate() error {
+	if len(c.Roles) == 0 {
+		return config.Invalid("ROLES", "", "intake, sink or both")
+	}
+	for _, role := range c.Roles {
+		if role != RoleIntake && role != RoleSink {
+			return config.Invalid("ROLES", role, "intake, sink or both")
+		}
+	}
+	if !c.Has(RoleIntake) {
+		return nil
+	}
+	keys, err := intake.ParseKeys(string(c.Intake.WriteKeys))
+	if err != nil {
+		return config.Invalid("WRITE_KEYS", c.Intake.WriteKeys, "key, or name:key,name:key: "+err.Error())
+	}
+	if _, public := keys.Name(InsecureWriteKey); public && !c.Tracking.Insecure {
+		return config.Invalid("WRITE_KEYS", c.Intake.WriteKeys, "a write key of your own (or ALLOW_INSECURE_DEFAULTS=true on a laptop): everybody knows the default")
+	}
+	return nil
+}
+
+// InsecureWriteKey is the write key of a stack that nobody has configured. It is
+// public, so it is accepted only where the collector is told to.
+const InsecureWriteKey = "dev"
+
+// IntakeConfig is how the collector takes in what comes over HTTP.
+type IntakeConfig struct {
+	Addr        string        `env:"COLLECTOR_ADDR, default=127.0.0.1:8080" unit:"host:port" help:"where /v1, /c, /o and /u are served; TRACKING_URL must lead there"`
+	WriteKeys   config.Secret `env:"WRITE_KEYS, default=dev" help:"who may send events: one key, or several as name:key,name:key; the name stands in the records"`
+	AckTimeout  time.Duration `env:"INTAKE_ACK_TIMEOUT, default=5s" help:"how long a request waits for Kafka before it is answered with 503"`
+	HitTimeout  time.Duration `env:"TRACKING_HIT_TIMEOUT, default=1s" help:"how long a click or an open waits for Kafka before it is answered all the same"`
+	Concurrency int           `env:"INTAKE_CONCURRENCY, default=128" unit:"requests" help:"at most this many requests to /v1 are worked on at once; each holds up to 500 KiB"`
+}
+
+// Validate refuses settings that cannot work.
+func (c IntakeConfig) Validate() error {
+	switch {
+	case c.AckTimeout <= 0 || c.AckTimeout > 20*time.Second:
+		return config.Invalid("INTAKE_ACK_TIMEOUT", c.AckTimeout, "a duration above 0, at most 20s")
+	case c.HitTimeout <= 0 || c.HitTimeout > 20*time.Second:
+		return config.Invalid("TRACKING_HIT_TIMEOUT", c.HitTimeout, "a duration above 0, at most 20s")
+	case c.Concurrency < 1:
+		return config.Invalid("INTAKE_CONCURRENCY", c.Concurrency, "a number of requests above 0")
+	}
+	return nil
 }
 
 // SinkConfig is how the sink cuts its inserts.

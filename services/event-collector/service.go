@@ -1,5 +1,6 @@
-// Package collector is the event-collector: it takes in what people do and
-// writes everything the pipeline knows to ClickHouse.
+// Package collector is the event-collector. Its intake takes in what people do,
+// over HTTP, and writes it to Kafka; its sink writes everything the pipeline
+// knows from Kafka to ClickHouse. An instance has one role or both.
 package collector
 
 import (
@@ -13,16 +14,22 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
 
+	"github.com/hikyaku/hikyaku/services/event-collector/internal/output"
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/sink"
 )
 
-// Service is one instance of the collector.
+// Service is one instance of the collector. What belongs to a role that it does
+// not have is nil.
 type Service struct {
 	cfg     Config
 	tel     *telemetry.Telemetry
 	cluster *kafka.Cluster
-	conn    *clickhouse.Conn
-	sink    *sink.Sink
+
+	front *front         // intake
+	out   *output.Writer // intake
+
+	conn *clickhouse.Conn // sink
+	sink *sink.Sink       // sink
 }
 
 // New validates and wires; it opens nothing.
@@ -31,26 +38,59 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := clickhouse.Open(cfg.ClickHouse, cfg.Kafka.Namespace)
-	if err != nil {
-		return nil, err
+	s := &Service{cfg: cfg, tel: tel, cluster: cluster}
+	if cfg.Has(RoleIntake) {
+		s.out = output.New(cluster, tel.Log)
+		if s.front, err = newFront(cfg, tel, s.out); err != nil {
+			return nil, err
+		}
 	}
-	return newService(cfg, tel, cluster, conn), nil
+	if cfg.Has(RoleSink) {
+		conn, err := clickhouse.Open(cfg.ClickHouse, cfg.Kafka.Namespace)
+		if err != nil {
+			return nil, err
+		}
+		s.sinkInto(conn)
+	}
+	return s, nil
 }
 
-func newService(cfg Config, tel *telemetry.Telemetry, cluster *kafka.Cluster, conn *clickhouse.Conn) *Service {
-	return &Service{cfg: cfg, tel: tel, cluster: cluster, conn: conn, sink: sink.New(cluster, conn, tel.Registry)}
+func (s *Service) sinkInto(conn *clickhouse.Conn) {
+	s.conn, s.sink = conn, sink.New(s.cluster, conn, s.tel.Registry)
 }
 
 // Run collects until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
-	defer s.conn.Close()
-	if err := s.cluster.Start(ctx); err != nil {
-		return err
+	if s.conn != nil {
+		defer s.conn.Close()
+	}
+	if s.front != nil {
+		// A taken port is known before anything is waited for.
+		if err := s.front.listen(); err != nil {
+			return err
+		}
 	}
 	defer s.cluster.Close()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.runSink(ctx) })
+	if s.front != nil {
+		// Links in mails must lead somewhere while Kafka is still away, so the front
+		// is open before the cluster is there.
+		g.Go(func() error { return s.front.run(ctx, s.out) })
+	}
+	g.Go(func() error {
+		if err := s.cluster.Start(ctx); err != nil {
+			return err
+		}
+		if s.out != nil {
+			if err := s.out.Start(); err != nil {
+				return err
+			}
+		}
+		if s.sink == nil {
+			return nil
+		}
+		return s.runSink(ctx)
+	})
 	return g.Wait()
 }
 

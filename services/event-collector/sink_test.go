@@ -51,10 +51,9 @@ func startSink(t *testing.T, away *switchable) *stage {
 	into, err := clickhouse.Open(at, s.conn.Database())
 	require.NoError(t, err)
 	s.tel = kafkatest.Telemetry(t, topic.Collector)
-	cluster, err := kafka.New(k.Config(), topic.Collector, s.tel)
+	s.service, err = New(Config{Kafka: k.Config(), ClickHouse: at, Sink: SinkConfig{Linger: 20 * time.Millisecond, BatchRecords: 20000, BatchMiB: 32}}, s.tel)
 	require.NoError(t, err)
-	cfg := Config{Kafka: k.Config(), Sink: SinkConfig{Linger: 20 * time.Millisecond, BatchRecords: 20000, BatchMiB: 32}}
-	s.service = newService(cfg, s.tel, cluster, into)
+	s.service.sinkInto(into)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.service.Run(ctx) }()
