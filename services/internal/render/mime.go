@@ -82,21 +82,35 @@ func body(w io.WriteCloser, text string) error {
 	return w.Close()
 }
 
-// encoding is quoted-printable for text that stays readable in it, base64 for
-// scripts in which most characters are not ASCII. Neither needs 8BITMIME nor
-// breaks a line beyond SMTP's 998 bytes.
+// encoding is 7bit for plain ASCII in short lines, which needs no encoding;
+// quoted-printable for text that stays readable in it; base64 for scripts in
+// which most characters are not ASCII. None needs 8BITMIME nor has a line
+// beyond SMTP's 998 bytes.
 func encoding(text string) string {
-	other := 0
+	other, line, longest := 0, 0, 0
 	for i := 0; i < len(text); i++ {
-		if text[i] >= utf8.RuneSelf {
+		switch c := text[i]; {
+		case c >= utf8.RuneSelf || c == 0:
 			other++
+			line++
+		case c == '\n':
+			line = 0
+		default:
+			line++
 		}
+		longest = max(longest, line)
 	}
-	if other > len(text)/6 {
+	switch {
+	case other == 0 && longest <= maxLineBytes:
+		return "7bit"
+	case other > len(text)/6:
 		return "base64"
 	}
 	return "quoted-printable"
 }
+
+// maxLineBytes is SMTP's limit without the line's end.
+const maxLineBytes = 998
 
 // crlf makes every line end the one that mail has.
 func crlf(s string) string {

@@ -200,6 +200,29 @@ func TestOnlyTextOrOnlyHTML(t *testing.T) {
 	}
 }
 
+func TestEncodingFitsTheText(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ text, want string }{
+		{"Hello\r\nyou", "7bit"}, {strings.Repeat("x", 998) + "\n", "7bit"}, {strings.Repeat("x", 999), "quoted-printable"},
+		{"Hello Søn, how are you today?", "quoted-printable"}, {"こんにちは", "base64"}, {"a\x00b is not text, but it arrives", "quoted-printable"},
+	} {
+		tpl := template()
+		tpl.ID, tpl.HTML, tpl.Text = c.want+c.text[:3], "", c.text
+		got, err := renderer(t).Email(context.Background(), request(), campaign, tpl)
+		require.NoError(t, err)
+		m, err := mail.ReadMessage(bytes.NewReader(got.MIME))
+		require.NoError(t, err)
+		require.Equal(t, c.want, m.Header.Get("Content-Transfer-Encoding"), c.text)
+		e, err := gomail.CreateReader(bytes.NewReader(got.MIME))
+		require.NoError(t, err)
+		part, err := e.NextPart()
+		require.NoError(t, err)
+		body, err := io.ReadAll(part.Body)
+		require.NoError(t, err)
+		require.Equal(t, strings.ReplaceAll(c.text, "\r\n", "\n"), strings.ReplaceAll(string(body), "\r\n", "\n"))
+	}
+}
+
 func BenchmarkEmail(b *testing.B) {
 	r, q, tpl := renderer(b), request(), template()
 	tpl.HTML = strings.Replace(tpl.HTML, "</body>", strings.Repeat("<p>Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod.</p>\n", 110)+"</body>", 1)
