@@ -201,7 +201,7 @@ const (
 
 // At is when a campaign starts. The zero value means when somebody starts it.
 type At struct {
-	Now  bool      // as soon as it is applied
+	Now  bool      // when it is started by hand
 	Time time.Time // UTC; zero with Now
 }
 
