@@ -61,6 +61,8 @@ func TestCompatible(t *testing.T) {
 		"union in another order": {[]string{person(`{"name":"v","type":["null","string"]}`), person(`{"name":"v","type":["string","null"]}`)}, nil},
 		"long became a time": {[]string{person(ageLong), person(`{"name":"age","type":{"type":"long","logicalType":"timestamp-micros"}}`)},
 			[]string{"long became timestamp-micros", "timestamp-micros became long"}},
+		"a time became a double": {[]string{person(`{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}}`), person(`{"name":"at","type":"double"}`)},
+			[]string{"timestamp-micros became double", "double became timestamp-micros"}},
 		"id grew": {[]string{person(`{"name":"id","type":{"type":"fixed","name":"ID","size":8}}`), person(`{"name":"id","type":{"type":"fixed","name":"ID","size":16}}`)},
 			[]string{"ID of 8 bytes became hikyaku.ID of 16", "ID of 16 bytes became hikyaku.ID of 8"}},
 		"inside an array, with default":    {[]string{person(pets(id)), person(pets(id + "," + city))}, nil},

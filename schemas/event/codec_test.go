@@ -376,7 +376,7 @@ func TestClaimsAreNotBelieved(t *testing.T) {
 	t.Parallel()
 	huge := []byte{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01}  // MaxInt64
 	least := []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01} // MinInt64
-	over := []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f}
+	over := []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02} // 65 bits
 	for _, claim := range [][]byte{huge, least, over, {3, 0}, {4}} {
 		var m event.SegmentMember
 		require.Error(t, m.DecodeAvro(claim), "a string of %x", claim)
@@ -386,6 +386,7 @@ func TestClaimsAreNotBelieved(t *testing.T) {
 	}
 	var tick event.Tick
 	require.Error(t, tick.DecodeAvro([]byte{0x80, 0x80, 0x80, 0x80, 0x20, 0}), "partition 2^32")
+	require.ErrorContains(t, tick.DecodeAvro(append([]byte{0}, over...)), "more than 64 bits")
 	var d event.Definition
 	empty := d.AppendAvro(nil)
 	empty[len(empty)-1] = 2

@@ -20,4 +20,4 @@
 // never aliases the input. After an error a struct's content is unspecified.
 package event
 
-//go:generate go run ./internal/generate -schemas ../avro -out .
+//go:generate go run ./internal/generate -schemas ..

@@ -128,6 +128,22 @@ func TestDecodeWithTheSameBytesOtherwiseWritten(t *testing.T) {
 	require.Less(t, allocs, 20.0)
 }
 
+// A difference that is nowhere but inside an array's items is one.
+func TestDecodeWithAnotherItem(t *testing.T) {
+	t.Parallel()
+	want := request()
+	newer := edited(t, want, func(f map[string]any) bool {
+		if f["name"] == "segments" {
+			item := f["type"].(map[string]any)["items"].(map[string]any)
+			item["fields"] = append(item["fields"].([]any), map[string]any{"name": "rank", "type": "int", "default": 0})
+		}
+		return true
+	})
+	var got event.MessageRequest
+	require.NoError(t, event.DecodeWith(newer, written(t, newer, nativeOf(t, want)), &got))
+	require.Equal(t, want, &got)
+}
+
 func TestDecodeWithRefusesWhatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	r := request()

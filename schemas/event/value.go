@@ -187,7 +187,7 @@ func (v *Value) UnmarshalJSON(raw []byte) (err error) {
 // text: no white space, keys sorted, of equal keys the last, numbers as
 // MarshalJSON writes them.
 func FromJSON(raw json.RawMessage) (Value, error) {
-	v, err := fromJSON(bytes.TrimSpace(raw))
+	v, err := fromJSON(bytes.Trim(raw, " \t\r\n"))
 	if err != nil {
 		return Value{}, fmt.Errorf("reading JSON value: %w", err)
 	}

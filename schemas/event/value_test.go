@@ -32,7 +32,7 @@ func TestJSONBecomesTheNarrowestKind(t *testing.T) {
 
 func TestWhatIsNotOneJSONValueIsRefused(t *testing.T) {
 	t.Parallel()
-	for _, raw := range []string{``, ` `, `"`, `"a`, `"a" "b"`, "\"a\nb\"", `1 2`, `1]`, `[1]]`, `[1] x`, `{`, `nil`, `NaN`, `Infinity`, `1e999`, `[1e999]`, `01`, `tru`, `'a'`} {
+	for _, raw := range []string{``, ` `, `"`, `"a`, `"a" "b"`, "\"a\nb\"", `1 2`, `1]`, `[1]]`, `[1] x`, `{`, `nil`, `NaN`, `Infinity`, `1e999`, `[1e999]`, `01`, `tru`, `'a'`, "0\f", "\u00a0null"} {
 		_, err := event.FromJSON(json.RawMessage(raw))
 		require.Error(t, err, "%q", raw)
 	}

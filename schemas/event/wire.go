@@ -128,8 +128,22 @@ func (r *reader) double() float64 {
 	return math.Float64frombits(u)
 }
 
-// string is a part of the reader's copy.
+// string is a part of the reader's copy. Most are shorter than 64 bytes, and
+// their length is one byte.
 func (r *reader) string() string {
+	if r.at < len(r.s) {
+		if c := r.s[r.at]; c < 0x80 && c&1 == 0 {
+			if end := r.at + 1 + int(c>>1); end <= len(r.s) {
+				s := r.s[r.at+1 : end]
+				r.at = end
+				return s
+			}
+		}
+	}
+	return r.longString()
+}
+
+func (r *reader) longString() string {
 	n := r.long()
 	if n < 0 || n > int64(len(r.s)-r.at) {
 		r.fail("a string or bytes field is longer than the input")

@@ -1,5 +1,6 @@
-// Command generate writes the structs and codecs of package event from the
-// newest version of every schema. Its output depends on nothing else.
+// Command generate writes what follows from the contracts: the structs and
+// codecs of package event, from the newest version of every schema, and the
+// topic table in schemas/README.md, from the catalogue.
 package main
 
 import (
@@ -17,41 +18,55 @@ import (
 )
 
 func main() {
-	schemas := flag.String("schemas", "../avro", "folder of the .avsc files")
-	out := flag.String("out", ".", "folder of package event")
+	root := flag.String("schemas", "..", "folder of this module")
 	flag.Parse()
-	if err := run(*schemas, *out); err != nil {
+	if err := run(*root); err != nil {
 		fmt.Fprintln(os.Stderr, "generate:", err)
 		os.Exit(1)
 	}
 }
 
-func run(schemas, out string) error {
-	versions, err := avro.Versions(os.DirFS(schemas))
+func run(root string) error {
+	files, err := outputs(root)
 	if err != nil {
 		return err
 	}
-	files, err := generate(avro.Latest(versions))
-	if err != nil {
-		return err
-	}
-	old, err := filepath.Glob(filepath.Join(out, "*_gen.go"))
+	old, err := filepath.Glob(filepath.Join(root, "event", "*_gen.go"))
 	if err != nil {
 		return err
 	}
 	for _, path := range old {
-		if _, still := files[filepath.Base(path)]; !still {
+		if _, still := files["event/"+filepath.Base(path)]; !still {
 			if err := os.Remove(path); err != nil {
 				return err
 			}
 		}
 	}
 	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(out, name), text, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(root, name), text, 0o644); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// outputs returns every generated file by its path below root.
+func outputs(root string) (map[string][]byte, error) {
+	// Not the embedded files: those are what the running program was built with.
+	versions, err := avro.Versions(os.DirFS(filepath.Join(root, "avro")))
+	if err != nil {
+		return nil, err
+	}
+	files, err := generate(avro.Latest(versions))
+	if err != nil {
+		return nil, err
+	}
+	old, err := os.ReadFile(filepath.Join(root, "README.md"))
+	if err != nil {
+		return nil, err
+	}
+	files["README.md"], err = readme(old)
+	return files, err
 }
 
 // sharedFile holds the records that occur in more than one schema.
@@ -70,6 +85,7 @@ type generator struct {
 	order []string
 }
 
+// generate returns the Go files.
 func generate(versions []avro.Version) (map[string][]byte, error) {
 	g := generator{types: map[string]*named{}}
 	for _, v := range versions {
@@ -111,7 +127,7 @@ func generate(versions []avro.Version) (map[string][]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("formatting %s: %w", file, err)
 		}
-		files[file] = text
+		files["event/"+file] = text
 	}
 	return files, nil
 }
