@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
@@ -140,7 +141,7 @@ func (w *world) meanwhile() {
 			_, err := w.k.Fake.WaitGroupInfo(contextOf(w.t), topic.GroupRenderer.In("test"), func(g *kfake.GroupInfo) bool {
 				return len(g.Members) == 2
 			})
-			require.NoError(w.t, err)
+			assert.NoError(w.t, err)
 		}
 	})
 }
@@ -230,18 +231,23 @@ type observed struct {
 	kafka.Transformer
 	before    func() error
 	committed func(out []*kgo.Record)
-	aborts    int
+	open      int // batches that were neither committed nor aborted
 }
 
 func (o *observed) Transform(ctx context.Context, batch []*kgo.Record) ([]*kgo.Record, error) {
+	o.open++
 	out, err := o.Transformer.Transform(ctx, batch)
 	if err == nil {
 		err = o.before()
 	}
 	return out, err
 }
-func (o *observed) Committed(out []*kgo.Record) { o.committed(out) }
-func (o *observed) Aborted()                    { o.aborts++ }
+
+func (o *observed) Committed(out []*kgo.Record) {
+	o.open--
+	o.committed(out)
+}
+func (o *observed) Aborted() { o.open-- }
 
 func TestTransformDeliversExactlyOnce(t *testing.T) {
 	t.Parallel()
@@ -261,7 +267,7 @@ func TestTransformDeliversExactlyOnce(t *testing.T) {
 					}),
 					committed: func(out []*kgo.Record) {
 						for _, r := range out {
-							require.GreaterOrEqual(t, r.Offset, int64(0), "Committed gets records without their offset")
+							assert.GreaterOrEqual(t, r.Offset, int64(0), "Committed gets records without their offset")
 						}
 					},
 				}
@@ -273,7 +279,9 @@ func TestTransformDeliversExactlyOnce(t *testing.T) {
 					return w.verdict(first, calls)
 				}
 				return func(ctx context.Context) error {
-					return c.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupRenderer, Transformer: o})
+					err := c.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupRenderer, Transformer: o})
+					assert.Zero(t, o.open, "a batch's end was not told, or told twice")
+					return err
 				}
 			}
 			w.second = func(_ kafka.Config, c *kafka.Cluster) func(context.Context) error { return loop(c, false) }

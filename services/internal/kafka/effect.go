@@ -233,6 +233,8 @@ func (l *effectLoop) handle(recs []effectRecord) error {
 				return err
 			}
 			if !pause.wait(l.ctx, l.rebalance()) {
+				// A rebalance reads them again anyway; but the announcement may be
+				// a late one, of a rebalance that is over.
 				l.giveBack(recs)
 				return nil
 			}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -30,7 +31,7 @@ type recorder struct {
 	owned    map[int32]bool
 	batch    []*kgo.Record
 	seen     []*kgo.Record // in committed transactions
-	foreign  int // records of partitions that were not assigned
+	foreign  int           // records of partitions that were not assigned
 	assigned int
 
 	restore func(ctx context.Context, partitions []int32) error
@@ -421,7 +422,7 @@ func TestRestoringIsFinishedBeforeTheFirstRecordAndKeepsTheMembership(t *testing
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		require.Zero(t, tr.count(), "a record came while state was restored")
+		assert.Zero(t, tr.count(), "a record came while state was restored")
 		restored.Store(true)
 		return nil
 	}
@@ -637,6 +638,92 @@ func TestLoopsOutliveTheBroker(t *testing.T) {
 			write("u")
 			kafkatest.Eventually(t, done(2), "it does not go on")
 			require.NoError(t, stop())
+		})
+	}
+}
+
+// I3: as long as a batch is in hand, its partitions are nobody else's, however long it
+// takes and whoever asks.
+func TestNothingIsInFlightWhenPartitionsMove(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"transform", "effect"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := kafkatest.Start(t, kafkatest.SessionTimeout(time.Second))
+			var joined atomic.Bool
+			var heartbeats atomic.Int32
+			asked := make(chan struct{})
+			k.Fake.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {
+				k.Fake.KeepControl()
+				// From the second on, the first member has been told of the rebalance.
+				if id := req.(*kmsg.HeartbeatRequest).InstanceID; joined.Load() && id != nil && *id == "renderer-0" && heartbeats.Add(1) == 4 {
+					close(asked)
+				}
+				return nil, nil, false
+			})
+			var held atomic.Bool // the first member has its batch
+			var early atomic.Int32
+			inBatch, release := make(chan struct{}), make(chan struct{})
+			var once sync.Once
+			loop := func(c *kafka.Cluster, first bool) func(context.Context) error {
+				act := func() {
+					if !first && held.Load() {
+						early.Add(1)
+					}
+					if first {
+						once.Do(func() {
+							held.Store(true)
+							close(inBatch)
+							<-release
+							held.Store(false)
+						})
+					}
+				}
+				return func(ctx context.Context) error {
+					if name == "effect" {
+						return c.RunEffect(ctx, kafka.EffectOptions{Group: topic.GroupRenderer, Handler: handle(func(_ context.Context, recs []*kgo.Record) (int, error) {
+							act()
+							return len(recs), nil
+						})})
+					}
+					tr := newRecorder()
+					tr.make = func([]*kgo.Record) ([]*kgo.Record, error) {
+						act()
+						return nil, nil
+					}
+					return c.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupRenderer, Transformer: tr})
+				}
+			}
+			c := k.Cluster(t, topic.Renderer)
+			var ends int64
+			for i := range 20 {
+				r, err := c.Record(topic.MessageRequestsBulk, fmt.Sprint(i), request(fmt.Sprint(i)))
+				require.NoError(t, err)
+				k.Produce(t, r)
+				ends++
+			}
+			run(t, loop(c, true))
+			<-inBatch
+			run(t, loop(k.ClusterWith(t, topic.Renderer, instance(k, "1")), false))
+			_, err := k.Fake.WaitGroupInfo(contextOf(t), topic.GroupRenderer.In("test"), func(g *kfake.GroupInfo) bool { return len(g.Members) == 2 })
+			require.NoError(t, err)
+			joined.Store(true)
+			select {
+			case <-asked:
+			case <-time.After(kafkatest.Patience):
+				t.Fatal("heartbeats stop while a batch is in hand")
+			}
+			require.Zero(t, early.Load(), "another member reads what the first has in hand")
+			close(release)
+			kafkatest.Eventually(t, func() bool {
+				var sum int64
+				for _, at := range k.Committed(t, topic.GroupRenderer)[topic.MessageRequestsBulk] {
+					sum += at
+				}
+				return sum == ends
+			}, "not everything is committed in the end")
+			_, err = k.Fake.WaitGroupStable(contextOf(t), topic.GroupRenderer.In("test"), 2)
+			require.NoError(t, err)
 		})
 	}
 }
