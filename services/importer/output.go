@@ -35,10 +35,10 @@ func (i *importing) transact(work context.Context, b *batch) error {
 	if err := i.client.BeginTransaction(); err != nil {
 		return err
 	}
-	err := i.write(work, b)
-	if err != nil {
-		// Best effort: whoever opens the import next aborts it in any case.
-		return errors.Join(err, i.client.EndTransaction(work, kgo.TryAbort))
+	if err := i.write(work, b); err != nil {
+		// It is not aborted here: the client could open the id again to do so,
+		// and fence the one who has it now. Whoever opens it next aborts it.
+		return err
 	}
 	if err := i.client.EndTransaction(work, kgo.TryCommit); err != nil {
 		return err
@@ -67,8 +67,15 @@ func (i *importing) write(work context.Context, b *batch) error {
 
 // isFenced says that somebody else has opened the import since, or the broker
 // has given up a transaction of ours; which of the two it does not tell.
+// INVALID_TXN_STATE is what the end of a transaction gets that another's
+// opening has just aborted.
 func isFenced(err error) bool {
-	return errors.Is(err, kerr.ProducerFenced) || errors.Is(err, kerr.InvalidProducerEpoch) || errors.Is(err, kerr.InvalidProducerIDMapping)
+	for _, fenced := range []error{kerr.ProducerFenced, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping, kerr.InvalidTxnState} {
+		if errors.Is(err, fenced) {
+			return true
+		}
+	}
+	return false
 }
 
 // pointSegment makes the segment consist of this import, unless one announced
@@ -82,9 +89,7 @@ func (i *importing) pointSegment(work context.Context) (superseded bool, err err
 		return false, err
 	}
 	for {
-		if err := errors.Join(i.definitions.CaughtUp(work), i.progress.table.CaughtUp(work)); err != nil {
-			return false, fault.Transient(fmt.Errorf("reading segment %s: %w", i.at.SegmentID, err))
-		}
+		// What the store does not know yet is a conflict below.
 		head, inForce := i.definitions.Head(definitions.KindSegment, i.at.SegmentID)
 		if inForce {
 			now, err := definitions.DecodeSegment(head)
@@ -93,6 +98,10 @@ func (i *importing) pointSegment(work context.Context) (superseded bool, err err
 			}
 			if slices.Contains(now.Imports, i.at.ImportID) {
 				return false, nil
+			}
+			// Whoever pointed the segment at an import had committed its record.
+			if err := i.progress.table.CaughtUp(work); err != nil {
+				return false, fault.Transient(fmt.Errorf("reading the imports of segment %s: %w", i.at.SegmentID, err))
 			}
 			for _, id := range now.Imports {
 				if e := i.progress.get(id); e != nil && later(&e.Import, &i.at) {
@@ -112,8 +121,8 @@ func (i *importing) pointSegment(work context.Context) (superseded bool, err err
 		if !errors.As(err, &conflict) && !errors.Is(err, definitions.ErrOvertaken) {
 			return false, err
 		}
-		if !sleep(work, 50*time.Millisecond) {
-			return false, errStopped
+		if err := i.definitions.CaughtUp(work); err != nil {
+			return false, fault.Transient(fmt.Errorf("reading segment %s: %w", i.at.SegmentID, err))
 		}
 	}
 }

@@ -136,18 +136,31 @@ func (s *Service) Run(ctx context.Context) error {
 // poll looks for work until ctx ends, or an import fails for a reason that
 // nobody foresaw.
 func (s *Service) poll(ctx, work context.Context) error {
-	if s.definitions.CaughtUp(ctx) != nil || s.progress.table.CaughtUp(ctx) != nil {
-		return nil // ctx has ended, or a table, which Run hears of
-	}
 	imports, ctx := errgroup.WithContext(ctx)
-	imports.SetLimit(maxOpen)
+	imports.SetLimit(maxOpen + 1)
+	// What is new can be told only from what is known to the end. What was
+	// begun need not wait for that: if this member was killed in a transaction,
+	// the end cannot be read before the import is opened again, or 15 s are over.
+	known := make(chan struct{})
+	imports.Go(func() error {
+		if s.definitions.CaughtUp(ctx) == nil && s.progress.table.CaughtUp(ctx) == nil {
+			close(known)
+		}
+		return nil // ctx has ended, or a table, which Run hears of
+	})
 	ticker := time.NewTicker(s.cfg.PollInterval)
 	defer ticker.Stop()
 	for ctx.Err() == nil {
 		s.tel.Health.Beat("importer", 10*s.cfg.PollInterval+2*time.Minute)
-		jobs, err := s.look(ctx)
-		if ctx.Err() == nil {
-			s.tel.Health.Set("s3", err)
+		jobs := s.begun()
+		select {
+		case <-known:
+			fresh, err := s.fresh(ctx)
+			if ctx.Err() == nil {
+				s.tel.Health.Set("s3", err)
+			}
+			jobs = append(jobs, fresh...)
+		default:
 		}
 		for _, j := range jobs {
 			if !s.begin(j.source) {
@@ -175,19 +188,27 @@ type job struct {
 	begun       *entry // nil if nobody has
 }
 
-// look finds what there is to do now, the oldest objects first. Imports that
-// were begun are found also when S3 is away, which is then the error.
-func (s *Service) look(ctx context.Context) ([]job, error) {
-	var begun, fresh []job
+// begun finds the imports that somebody has begun and this instance may go on
+// with now, the oldest objects first.
+func (s *Service) begun() []job {
+	var jobs []job
 	for _, e := range s.progress.unfinished() {
 		o := objectOf(&e.Import)
 		j := job{source: sourceOf(o, e.SpecID), object: o, specID: e.SpecID, specVersion: e.SpecVersion, begun: e}
 		if s.mayTake(j) {
-			begun = append(begun, j)
+			jobs = append(jobs, j)
 		}
 	}
+	oldestFirst(jobs)
+	return jobs
+}
+
+// fresh lists the prefixes and finds the objects that nobody has begun to
+// import, the oldest first.
+func (s *Service) fresh(ctx context.Context) ([]job, error) {
+	var jobs []job
 	looks := map[source]bool{}
-	var failed error
+	var failed error // one prefix may be refused, the others are listed
 	for _, v := range s.definitions.All(definition.KindImportSpec) {
 		spec, err := s.spec(v)
 		if err != nil {
@@ -204,24 +225,24 @@ func (s *Service) look(ctx context.Context) ([]job, error) {
 			if o.etag == "" && !s.looks[j.source] {
 				return
 			}
-			fresh = append(fresh, j)
+			jobs = append(jobs, j)
 		})
 		if err != nil {
 			failed = err
 		}
 	}
-	if failed == nil {
-		s.looks = looks
-	}
-	for _, jobs := range [][]job{begun, fresh} {
-		sort.Slice(jobs, func(a, b int) bool {
-			if x, y := jobs[a].source.lastMicro, jobs[b].source.lastMicro; x != y {
-				return x < y
-			}
-			return jobs[a].object.key < jobs[b].object.key
-		})
-	}
-	return append(begun, fresh...), failed
+	s.looks = looks
+	oldestFirst(jobs)
+	return jobs, failed
+}
+
+func oldestFirst(jobs []job) {
+	sort.Slice(jobs, func(a, b int) bool {
+		if x, y := jobs[a].source.lastMicro, jobs[b].source.lastMicro; x != y {
+			return x < y
+		}
+		return jobs[a].object.key < jobs[b].object.key
+	})
 }
 
 // spec decodes a version once said to be in force. What does not decode was
@@ -406,6 +427,8 @@ func (s *Service) own(ctx, work context.Context, j job, readingDone func()) erro
 	}
 	if e := s.progress.get(id); e != nil {
 		i.at = e.Import
+	} else if !s.progress.wanted(j.source, j.specVersion) {
+		return nil // imported under another version meanwhile
 	} else {
 		now := micros(time.Now())
 		i.at = event.Import{

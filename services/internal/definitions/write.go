@@ -115,9 +115,13 @@ func write(ctx context.Context, c *kafka.Cluster, by string, changes []Change) (
 		return nil, classify(err)
 	}
 	if err := client.ProduceSync(ctx, records...).FirstErr(); err != nil {
-		// Best effort: the next writer's opening aborts it in any case.
-		_ = client.EndTransaction(ctx, kgo.TryAbort)
-		return nil, classify(err)
+		// Best effort, so that readers need not wait until the transaction times
+		// out: the next writer's opening aborts it in any case. One that was
+		// overtaken has nothing to abort, and must not open the id again to do so.
+		if err = classify(err); !errors.Is(err, ErrOvertaken) {
+			_ = client.EndTransaction(ctx, kgo.TryAbort)
+		}
+		return nil, err
 	}
 	if err := client.EndTransaction(ctx, kgo.TryCommit); err != nil {
 		return nil, classify(err)
@@ -161,7 +165,9 @@ func readAll(ctx context.Context, c *kafka.Cluster) (*catalogue, error) {
 }
 
 func classify(err error) error {
-	for _, overtaken := range []error{kerr.ProducerFenced, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping} {
+	// INVALID_TXN_STATE is what the end of a transaction gets that another
+	// writer's opening has just aborted.
+	for _, overtaken := range []error{kerr.ProducerFenced, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping, kerr.InvalidTxnState} {
 		if errors.Is(err, overtaken) {
 			return fault.Transient(fmt.Errorf("%w (%v)", ErrOvertaken, err))
 		}
