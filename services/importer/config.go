@@ -12,6 +12,7 @@ import (
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go/logging"
 
 	"github.com/hikyaku/hikyaku/services/internal/config"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
@@ -75,6 +76,8 @@ func (c S3Config) client() (*s3.Client, error) {
 	options := []func(*awsconfig.LoadOptions) error{
 		awsconfig.WithRegion(c.Region),
 		awsconfig.WithHTTPClient(doer),
+		// It writes to stderr in a format of its own, about what is retried.
+		awsconfig.WithLogger(logging.Nop{}),
 		// Lists, heads, reads and writes of whole objects: doing one twice
 		// changes nothing. Longer troubles are waited for by us, and said.
 		awsconfig.WithRetryMaxAttempts(3),

@@ -618,19 +618,20 @@ func TestThreeImportersImportEachObjectOnce(t *testing.T) {
 }
 
 // slow is an S3 server that stops in the middle of a body until it is told to
-// go on, or breaks it off.
+// go on, or breaks it off, or both.
 type slow struct {
 	*httptest.Server
 	after  int64         // bytes of each body that are let through at once
 	gate   chan struct{} // closed: no more waiting
-	cut    bool          // break off instead of waiting
+	waits  bool          // for the gate
+	cuts   bool          // breaks off
 	bodies atomic.Int32
 }
 
-func newSlow(t *testing.T, after int64, cut bool) *slow {
+func newSlow(t *testing.T, after int64, waits, cuts bool) *slow {
 	target, err := url.Parse(gateway.Endpoint())
 	require.NoError(t, err)
-	s := &slow{after: after, gate: make(chan struct{}), cut: cut}
+	s := &slow{after: after, gate: make(chan struct{}), waits: waits, cuts: cuts}
 	proxy := httputil.NewSingleHostReverseProxy(target)
 	proxy.FlushInterval = -1
 	proxy.ErrorLog = log.New(io.Discard, "", 0)
@@ -660,10 +661,12 @@ type slowBody struct {
 
 func (b *slowBody) Read(p []byte) (int, error) {
 	if b.left <= 0 {
-		if b.s.cut {
+		if b.s.waits {
+			<-b.s.gate
+		}
+		if b.s.cuts {
 			return 0, io.ErrUnexpectedEOF
 		}
-		<-b.s.gate
 		return b.ReadCloser.Read(p)
 	}
 	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left)])
@@ -677,7 +680,7 @@ func TestABrokenBodyIsReadOnWhereItBroke(t *testing.T) {
 	s.define(s.people("people"))
 	const rows = 5000
 	s.put("a.csv", file(rows))
-	proxy := newSlow(t, 33333, true)
+	proxy := newSlow(t, 33333, false, true)
 	svc := s.importer("0", func(cfg *Config, _ *timing) { cfg.S3.Endpoint = proxy.URL })
 	s.run(svc, time.Second)
 	s.until(svc, "a.csv", stateDone)
@@ -693,7 +696,7 @@ func TestAFencedImporterLetsGo(t *testing.T) {
 	s.define(s.people("people"))
 	const rows = 5000
 	s.put("a.csv", file(rows))
-	proxy := newSlow(t, 100000, false)
+	proxy := newSlow(t, 100000, true, false)
 	first := s.importer("0", func(cfg *Config, times *timing) { cfg.S3.Endpoint = proxy.URL; times.batch = time.Millisecond })
 	s.run(first, time.Second)
 	// It has committed something and holds more that it has not.
@@ -720,12 +723,12 @@ func TestAnObjectThatChangesWhileItIsReadFails(t *testing.T) {
 				write = s.drop
 			}
 			write("a.csv", file(5000))
-			proxy := newSlow(t, 60000, true)
-			svc := s.importer("0", func(cfg *Config, times *timing) { cfg.S3.Endpoint = proxy.URL; times.batch = 0 })
-			svc.cfg.TransactionBytes = 1
+			proxy := newSlow(t, 60000, true, true)
+			svc := s.importer("0", func(cfg *Config, _ *timing) { cfg.S3.Endpoint = proxy.URL })
 			s.run(svc, time.Second)
 			kafkatest.Eventually(t, func() bool { return testutil.ToFloat64(svc.metrics.rows) > 0 }, "no rows")
 			write("a.csv", file(700))
+			proxy.open()
 			imp := s.until(svc, "a.csv", stateFailed)
 			require.Equal(t, errChanged.Error(), imp.Error)
 			done := s.until(svc, "a.csv", stateDone)
