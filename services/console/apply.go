@@ -95,10 +95,23 @@ func (a *app) apply(ctx context.Context, path string) error {
 func (a *app) refuse(path string, err error) error {
 	var wrong definition.Errors
 	if !errors.As(err, &wrong) {
-		return usage("reading %s: %w", path, err)
+		return usage("%w", err)
 	}
 	if a.asJSON {
-		if err := a.printJSON(map[string]any{"errors": wrong}); err != nil {
+		type faultLine struct {
+			File       string `json:"file"`
+			Line       int    `json:"line"`
+			Column     int    `json:"column"`
+			Field      string `json:"field"`
+			Message    string `json:"message"`
+			Expected   string `json:"expected"`
+			Suggestion string `json:"suggestion"`
+		}
+		lines := make([]faultLine, len(wrong))
+		for i, e := range wrong {
+			lines[i] = faultLine{e.File, e.Line, e.Column, e.Field, e.Message, e.Expected, e.Suggestion}
+		}
+		if err := a.printJSON(map[string]any{"errors": lines}); err != nil {
 			return err
 		}
 	} else {
@@ -148,8 +161,9 @@ func author() string {
 func (a *app) getCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "get KIND [ID]", Short: "List definitions in force, or show one",
-		Long:    "KIND is ImportSpec, Audience, Template, Campaign or Segment, in any case. With an ID the definition's body is shown.",
-		Example: "  hikyaku get campaign\n  hikyaku get audience loyal", Args: cobra.RangeArgs(1, 2),
+		Long: `KIND is import-spec, audience, template, campaign or segment (which imports make it up); ImportSpec and campaigns are
+understood too. With an ID the definition's body is shown. --json prints a list, or with an ID that one definition.`,
+		Example: "  hikyaku get campaign\n  hikyaku get audience loyal\n  hikyaku get import-spec --json", Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.get(cmd.Context(), args) },
 	}
 }
@@ -171,8 +185,10 @@ func (a *app) get(ctx context.Context, args []string) error {
 		AppliedBy string `json:"applied_by"`
 		Body      any    `json:"body,omitempty"`
 	}
-	var lines []line
+	lines := []line{} // an empty list is [], not null
+	var ids []string
 	for _, v := range store.All(kind) {
+		ids = append(ids, v.ID)
 		if len(args) == 2 && v.ID != args[1] {
 			continue
 		}
@@ -183,9 +199,12 @@ func (a *app) get(ctx context.Context, args []string) error {
 		lines = append(lines, l)
 	}
 	if len(args) == 2 && len(lines) == 0 {
-		return usage("there is no %s %s; hikyaku get %s lists them", kind, args[1], strings.ToLower(kind))
+		return unknown(kind, args[1], ids)
 	}
 	if a.asJSON {
+		if len(args) == 2 {
+			return a.printJSON(lines[0])
+		}
 		return a.printJSON(lines)
 	}
 	rows := make([][]string, len(lines))
@@ -200,12 +219,50 @@ func (a *app) get(ctx context.Context, args []string) error {
 	return nil
 }
 
+// kindNamed understands ImportSpec, import-spec, import_specs and the like.
 func kindNamed(word string) (string, error) {
 	kinds := append(definition.Kinds(), definition.KindSegment)
+	plain := strings.TrimSuffix(strings.NewReplacer("-", "", "_", "").Replace(strings.ToLower(word)), "s")
+	var words []string
 	for _, k := range kinds {
-		if strings.EqualFold(word, k) || strings.EqualFold(word, k+"s") {
+		if plain == strings.ToLower(k) {
 			return k, nil
 		}
+		words = append(words, kindWord(k))
 	}
-	return "", usage("unknown kind %q; one of %s", word, strings.Join(kinds, ", "))
+	if near := nearest(word, words); near != "" {
+		return "", usage("unknown kind %q; did you mean %q?", word, near)
+	}
+	return "", usage("unknown kind %q; one of %s", word, strings.Join(words, ", "))
+}
+
+// kindWord is a kind as it is written on the command line.
+func kindWord(kind string) string {
+	if kind == definition.KindImportSpec {
+		return "import-spec"
+	}
+	return strings.ToLower(kind)
+}
+
+// unknown says that there is no such definition, and which was perhaps meant.
+func unknown(kind, id string, ids []string) error {
+	if near := nearest(id, ids); near != "" {
+		return usage("there is no %s %s; did you mean %q?", kindWord(kind), id, near)
+	}
+	return usage("there is no %s %s; hikyaku get %s lists them", kindWord(kind), id, kindWord(kind))
+}
+
+// inForce returns the version in force of what the user has named.
+func inForce[D definition.Definition](store *definitions.Store, kind, id string) (D, definitions.Version, error) {
+	head, ok := store.Head(kind, id)
+	if !ok {
+		var none D
+		var ids []string
+		for _, v := range store.All(kind) {
+			ids = append(ids, v.ID)
+		}
+		return none, head, unknown(kind, id, ids)
+	}
+	def, err := definitions.Decode[D](head)
+	return def, head, err
 }

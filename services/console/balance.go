@@ -108,6 +108,8 @@ func (s *sheet) sentence() string {
 	}
 	b.WriteString(strings.Join(parts, ", "))
 	switch {
+	case s.Balanced && s.State != "finished" && s.State != "cancelled":
+		fmt.Fprintf(&b, ". The counts agree so far; the run is %s.", s.State)
 	case s.Balanced:
 		b.WriteString(". Balanced: the resolver's and ClickHouse's counts agree.")
 	case s.State == "finished" || s.State == "cancelled":
@@ -120,8 +122,8 @@ func (s *sheet) sentence() string {
 
 // aboutUncertain says what the word means, wherever it is above 0.
 func aboutUncertain(n int64, run identity.ID) string {
-	return fmt.Sprintf("%s uncertain: the provider was asked and never answered, so they may or may not have got it; they are not asked again. List them: hikyaku sql \"SELECT user_id, message_id FROM messages WHERE run_id = toUUID('%s') AND class = 'uncertain'\"",
-		thousands(n), run.UUID())
+	return fmt.Sprintf("%s uncertain: %s. List them: hikyaku sql \"SELECT user_id, message_id FROM messages WHERE run_id = toUUID('%s') AND class = 'uncertain'\"",
+		thousands(n), meaningOfUncertain, run.UUID())
 }
 
 func (a *app) balanceCommand() *cobra.Command {
@@ -159,8 +161,15 @@ func (a *app) printSheet(s *sheet, run identity.ID) {
 	number := func(n int64) string { return thousands(n) }
 	rows := [][]string{{"audience", number(s.Audience), number(s.Stored["excluded"] + s.Stored["requested"]), ""},
 		{"- excluded", number(s.excluded()), number(s.Stored["excluded"]), difference(s, "excluded")}}
-	for _, reason := range slices.Sorted(maps.Keys(s.Excluded)) {
-		rows = append(rows, []string{"    " + reason, number(s.Excluded[reason]), "", difference(s, "excluded."+reason)})
+	reasons := maps.Clone(s.Excluded)
+	for name := range s.Difference { // a reason that only ClickHouse has seen
+		if reason, ok := strings.CutPrefix(name, "excluded."); ok && reasons != nil {
+			reasons[reason] += 0
+		}
+	}
+	for _, reason := range slices.Sorted(maps.Keys(reasons)) {
+		stored := s.Excluded[reason] + s.Difference["excluded."+reason]
+		rows = append(rows, []string{"    " + reason, number(s.Excluded[reason]), number(stored), difference(s, "excluded."+reason)})
 	}
 	rows = append(rows, []string{"= requested", number(s.Requested), number(s.Stored["requested"]), difference(s, "requested")})
 	for _, c := range sheetClasses {

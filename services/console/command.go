@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/sethvargo/go-envconfig"
 	"github.com/spf13/cobra"
@@ -26,6 +27,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/config"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
 )
@@ -56,6 +58,12 @@ func broken(format string, a ...any) error  { return &failure{exitBroken, fmt.Er
 func Main(args []string, env envconfig.Lookuper, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	// A second Ctrl-C ends the process at once, whatever hangs.
+	context.AfterFunc(ctx, stop)
+	return run(ctx, args, env, stdin, stdout, stderr)
+}
+
+func run(ctx context.Context, args []string, env envconfig.Lookuper, stdin io.Reader, stdout, stderr io.Writer) int {
 	a := &app{env: env, stdin: stdin, out: stdout, err: stderr}
 	defer a.close()
 	root := a.root()
@@ -76,9 +84,21 @@ func Main(args []string, env envconfig.Lookuper, stdin io.Reader, stdout, stderr
 	case isUsage(err):
 		fmt.Fprintf(stderr, "hikyaku: %v\nhikyaku --help teaches\n", err)
 		return exitUsage
+	case unprovisioned(err):
+		fmt.Fprintf(stderr, "hikyaku: ClickHouse has no tables for this namespace; has provision run, and is NAMESPACE right? %v\n", err)
+		return exitMissing
 	}
 	fmt.Fprintf(stderr, "hikyaku: %v\n", err)
-	return exitMissing
+	if fault.ClassOf(err) == fault.ClassTransient {
+		return exitMissing
+	}
+	return exitBroken
+}
+
+// unprovisioned recognises ClickHouse's UNKNOWN_TABLE and UNKNOWN_DATABASE.
+func unprovisioned(err error) bool {
+	code, ok := clickhouse.Code(err)
+	return ok && (code == 60 || code == 81)
 }
 
 // isUsage recognises cobra's own complaints about words and flags.
@@ -103,6 +123,7 @@ type app struct {
 	cfg     *Config
 	cluster *kafka.Cluster
 	conn    *clickhouse.Conn
+	store   *definitions.Store
 	closers []func()
 }
 
@@ -120,6 +141,8 @@ func (a *app) root() *cobra.Command {
   hikyaku status RUN                             follow it
   hikyaku balance RUN                            where everybody went, and that it adds up
   hikyaku explain thanks-2011 12347              why one person did (not) get it
+  hikyaku topic read outcomes --limit 5          what lies in Kafka, decoded
+  hikyaku dead-letters                           what could not be processed, and why
 
 It finds Kafka, the Schema Registry and ClickHouse through KAFKA_BROKERS, SCHEMA_REGISTRY_URL and CLICKHOUSE_URL;
 without them it talks to the stack that scripts/quickstart starts. Exit codes: 0 done, 1 a promise did not hold,
@@ -129,7 +152,8 @@ without them it talks to the stack that scripts/quickstart starts. Exit codes: 0
 	root.PersistentFlags().BoolVar(&a.asJSON, "json", false, "print JSON instead of tables")
 	root.PersistentFlags().BoolVar(&a.showSQL, "sql", false, "show the queries behind the numbers on stderr")
 	root.PersistentFlags().DurationVar(&a.patience, "timeout", 10*time.Second, "how long to wait for Kafka, the registry or ClickHouse to answer")
-	root.AddCommand(a.applyCommand(), a.getCommand(), a.startCommand(), a.statusCommand(), a.cancelCommand(), a.balanceCommand(), a.funnelCommand(), a.sqlCommand())
+	root.AddCommand(a.applyCommand(), a.getCommand(), a.audienceCommand(), a.previewCommand(), a.sendTestCommand(), a.startCommand(), a.statusCommand(), a.cancelCommand(),
+		a.balanceCommand(), a.funnelCommand(), a.explainCommand(), a.topicCommand(), a.deadLettersCommand(), a.sqlCommand())
 	return root
 }
 
@@ -160,7 +184,8 @@ func (a *app) kafka(ctx context.Context) (*kafka.Cluster, error) {
 		return nil, err
 	}
 	// Quiet: waiting is reported below, in one sentence.
-	c, err := kafka.New(cfg.Kafka, topic.Console, telemetry.New(topic.Console, telemetry.Config{}, io.Discard))
+	tel := telemetry.New(topic.Console, telemetry.Config{}, io.Discard)
+	c, err := kafka.New(cfg.Kafka, topic.Console, tel)
 	if err != nil {
 		return nil, &failure{exitUsage, err}
 	}
@@ -169,8 +194,8 @@ func (a *app) kafka(ctx context.Context) (*kafka.Cluster, error) {
 	if err := c.Start(started); err != nil {
 		c.Close()
 		if started.Err() != nil && ctx.Err() == nil {
-			return nil, missing("Kafka at %s or the Schema Registry at %s does not answer; is the stack running (scripts/quickstart)? KAFKA_BROKERS and SCHEMA_REGISTRY_URL name others",
-				strings.Join(cfg.Kafka.Brokers, ","), cfg.Kafka.RegistryURL)
+			return nil, missing("Kafka at %s or the Schema Registry at %s does not answer as it should; is the stack running (scripts/quickstart)? KAFKA_BROKERS and SCHEMA_REGISTRY_URL name others (%s)",
+				strings.Join(cfg.Kafka.Brokers, ","), cfg.Kafka.RegistryURL, strings.Join(append(tel.Health.NotReady(), "waited "+a.patience.String()), "; "))
 		}
 		return nil, &failure{exitMissing, err}
 	}
@@ -196,6 +221,12 @@ func (a *app) clickhouse(ctx context.Context) (*clickhouse.Conn, error) {
 	defer cancel()
 	if err := conn.Ping(ping); err != nil {
 		conn.Close()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if unprovisioned(err) {
+			return nil, err
+		}
 		return nil, missing("ClickHouse does not answer; is the stack running (scripts/quickstart)? CLICKHOUSE_URL names another: %w", err)
 	}
 	a.conn = conn
@@ -205,25 +236,36 @@ func (a *app) clickhouse(ctx context.Context) (*clickhouse.Conn, error) {
 
 // definitions reads all definitions as they are now.
 func (a *app) definitions(ctx context.Context) (*definitions.Store, error) {
+	if a.store != nil {
+		return a.store, nil
+	}
 	c, err := a.kafka(ctx)
 	if err != nil {
 		return nil, err
 	}
 	store := definitions.NewStore(c)
 	running, stop := context.WithCancel(ctx)
-	a.closers = append(a.closers, stop)
-	failed := make(chan error, 1)
-	go func() { failed <- store.Run(running) }()
-	caught := make(chan error, 1)
-	go func() { caught <- store.CaughtUp(running) }()
-	select {
-	case err := <-failed:
-		return nil, err
-	case err := <-caught:
-		return store, err
-	case <-time.After(a.patience):
-		return nil, missing("the definitions could not be read within %s", a.patience)
+	ended := make(chan struct{})
+	var failed error
+	go func() {
+		defer close(ended)
+		failed = store.Run(running)
+	}()
+	a.closers = append(a.closers, func() { stop(); <-ended })
+	patient, cancel := context.WithTimeout(ctx, a.patience)
+	defer cancel()
+	if err := store.CaughtUp(patient); err != nil {
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case patient.Err() != nil:
+			return nil, missing("the definitions could not be read within %s", a.patience)
+		}
+		<-ended // CaughtUp fails otherwise only because Run has ended
+		return nil, fmt.Errorf("reading the definitions: %w", errors.Join(failed, err))
 	}
+	a.store = store
+	return store, nil
 }
 
 // sql shows a query when asked to.
@@ -244,13 +286,54 @@ func (a *app) printJSON(v any) error {
 
 // table prints rows under headings.
 func (a *app) table(headings []string, rows [][]string) {
-	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, strings.Join(headings, "\t"))
+	t := a.longTable(headings...)
 	for _, r := range rows {
-		fmt.Fprintln(w, strings.Join(r, "\t"))
+		t.row(r...)
 	}
-	w.Flush()
+	t.flush()
 }
+
+// longTable prints rows as they come, a thousand at a time, so that a table of
+// any length needs no memory; columns are as wide as that part of it needs.
+type longTable struct {
+	w    *tabwriter.Writer
+	rows int
+}
+
+func (a *app) longTable(headings ...string) *longTable {
+	t := &longTable{w: tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)}
+	fmt.Fprintln(t.w, strings.Join(headings, "\t"))
+	return t
+}
+
+func (t *longTable) row(cells ...string) {
+	for i, c := range cells {
+		if i > 0 {
+			fmt.Fprint(t.w, "\t")
+		}
+		fmt.Fprint(t.w, printable(c))
+	}
+	fmt.Fprintln(t.w)
+	if t.rows++; t.rows%1000 == 0 {
+		t.w.Flush()
+	}
+}
+
+func (t *longTable) flush() { t.w.Flush() }
+
+// printable keeps what people wrote from breaking a line or commanding the
+// terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+// moment is a time for people.
+func moment(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.000") }
 
 // terminal reports whether people watch stderr, and how wide it is.
 func (a *app) terminal() (width int, ok bool) {

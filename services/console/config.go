@@ -4,6 +4,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/config"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
+	"github.com/hikyaku/hikyaku/services/internal/render"
 )
 
 // Config is everything the command can be told by the environment.
@@ -11,14 +12,16 @@ type Config struct {
 	Kafka      kafka.Config
 	ClickHouse clickhouse.Config
 	Tracking   Tracking
-	SMTPAddr   string `env:"SMTP_ADDR, default=127.0.0.1:1025" unit:"host:port" help:"mail server for send-test"`
+
+	// The sender's settings, for send-test.
+	SMTPAddr     string        `env:"SMTP_ADDR, default=127.0.0.1:1025" unit:"host:port" help:"mail server that takes the messages"`
+	SMTPHello    string        `env:"SMTP_HELLO, default=localhost" unit:"host name" help:"name given with EHLO"`
+	SMTPTLS      string        `env:"SMTP_TLS, default=opportunistic" unit:"off, opportunistic or required" help:"opportunistic encrypts when the server offers STARTTLS, whatever its certificate; required sends nothing without a verified one"`
+	SMTPUsername string        `env:"SMTP_USERNAME" help:"user for AUTH PLAIN; no authentication when unset"`
+	SMTPPassword config.Secret `env:"SMTP_PASSWORD" help:"password for AUTH PLAIN"`
 }
 
-// Tracking is what preview and send-test sign links with: the renderer's
-// settings, so that a preview is the message. The command serves nothing, so
-// it does not insist on a secret of your own.
-type Tracking struct {
-	URL    string        `env:"TRACKING_URL, default=http://127.0.0.1:8080" unit:"URL" help:"public address of the event-collector"`
-	Secret config.Secret `env:"TRACKING_SECRET, default=insecure-development-secret" help:"signs the links; as for the renderer"`
-	KeyID  string        `env:"TRACKING_KEY_ID, default=1" help:"id of the key that signs new links"`
-}
+// Tracking is the renderer's settings, so that a preview is the message, without
+// its insistence on a secret of your own: the command serves nothing. The type
+// has the fields and not the methods.
+type Tracking render.Config

@@ -24,26 +24,27 @@ type funnelStep struct {
 }
 
 // A person is counted once per run, so that a second run is a second chance.
+// Clicks in test mails belong to no run and are not counted.
 const funnelQuery = `SELECT sum(requested), sum(rendered), sum(accepted), sum(opened), sum(clicked), sum(unsubscribed), count()
-FROM funnel WHERE campaign_id = ?`
+FROM funnel WHERE campaign_id = ? AND run_id IN (SELECT run_id FROM runs WHERE campaign_id = ?)`
 
 func (a *app) funnel(ctx context.Context, campaign string) error {
 	conn, err := a.clickhouse(ctx)
 	if err != nil {
 		return err
 	}
-	a.sql(funnelQuery, campaign)
+	a.sql(funnelQuery, campaign, campaign)
 	names := []string{"requested", "rendered", "accepted", "opened", "clicked", "unsubscribed"}
 	counts := make([]uint64, len(names)+1)
 	into := make([]any, len(counts))
 	for i := range counts {
 		into[i] = &counts[i]
 	}
-	if err := conn.QueryRow(ctx, funnelQuery, campaign).Scan(into...); err != nil {
+	if err := conn.QueryRow(ctx, funnelQuery, campaign, campaign).Scan(into...); err != nil {
 		return fmt.Errorf("reading the funnel of %s: %w", campaign, err)
 	}
 	if counts[len(names)] == 0 {
-		return usage("campaign %s has sent nothing yet", campaign)
+		return usage("campaign %s has sent nothing yet, or there is no such campaign; hikyaku get campaign lists them", campaign)
 	}
 	steps := make([]funnelStep, len(names))
 	for i, name := range names {

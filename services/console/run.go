@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,8 +19,8 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
-	"github.com/hikyaku/hikyaku/services/internal/audience"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
 
 func (a *app) startCommand() *cobra.Command {
@@ -44,19 +45,19 @@ func (a *app) start(ctx context.Context, campaign string, again, yes bool) error
 	if err != nil {
 		return err
 	}
-	head, ok := store.Head(definition.KindCampaign, campaign)
-	if !ok {
-		return usage("there is no campaign %s; hikyaku get campaign lists them", campaign)
+	def, _, err := inForce[*definition.Campaign](store, definition.KindCampaign, campaign)
+	if err != nil {
+		return err
 	}
 	if again && !yes {
-		if err := a.confirm(ctx, store, head); err != nil {
+		if err := a.confirm(ctx, store, def); err != nil {
 			return err
 		}
 	}
 	request := identity.ID(randomBytes())
 	run := identity.Run(a.cluster.Namespace(), campaign, request.String())
 	rec, err := a.cluster.Record(topic.RunRequests, campaign, &event.RunRequest{Action: "start", RequestID: request, CampaignID: campaign, Again: again,
-		RequestedAt: time.Now().UTC().Truncate(time.Microsecond), RequestedBy: author()})
+		RequestedAt: now(), RequestedBy: author()})
 	if err != nil {
 		return err
 	}
@@ -72,11 +73,14 @@ func (a *app) start(ctx context.Context, campaign string, again, yes bool) error
 	if err != nil {
 		return err
 	}
-	if s.State == "refused" {
-		return broken("refused: %s", s.Note)
-	}
 	if a.asJSON {
-		return a.printJSON(map[string]any{"run_id": run.String(), "campaign_id": campaign, "state": s.State})
+		err = a.printJSON(map[string]any{"run_id": run.String(), "campaign_id": campaign, "state": s.State, "note": s.Note})
+	}
+	if s.State == "refused" {
+		return errors.Join(broken("refused: %s", s.Note), err)
+	}
+	if a.asJSON || err != nil {
+		return err
 	}
 	fmt.Fprintln(a.out, run)
 	fmt.Fprintf(a.err, "follow it: hikyaku status %s\n", run)
@@ -84,65 +88,27 @@ func (a *app) start(ctx context.Context, campaign string, again, yes bool) error
 }
 
 // confirm asks before a campaign is sent once more, with the number of people.
-func (a *app) confirm(ctx context.Context, store *definitions.Store, head definitions.Version) error {
-	campaign, err := definitions.Decode[*definition.Campaign](head)
+func (a *app) confirm(ctx context.Context, store *definitions.Store, campaign *definition.Campaign) error {
+	n, _, err := a.countAudience(ctx, store, campaign.Audience)
 	if err != nil {
 		return err
 	}
-	n, err := a.countAudience(ctx, store, campaign.Audience)
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(a.err, "Send %s again to about %s people? [y/N] ", head.ID, thousands(n))
-	line, err := bufio.NewReader(a.stdin).ReadString('\n')
-	if answer := strings.ToLower(strings.TrimSpace(line)); err != nil || answer != "y" && answer != "yes" {
-		return usage("not started")
-	}
-	return nil
-}
-
-// countAudience counts the members an audience has now.
-func (a *app) countAudience(ctx context.Context, store *definitions.Store, id string) (int64, error) {
-	def, at, err := audienceNow(store, id)
-	if err != nil {
-		return 0, err
-	}
-	conn, err := a.clickhouse(ctx)
-	if err != nil {
-		return 0, err
-	}
-	q := audience.Count(def.Filter, at)
-	a.sql(q.SQL, q.Args...)
-	var n uint64
-	if err := conn.QueryRow(ctx, q.SQL, q.Args...).Scan(&n); err != nil {
-		return 0, fmt.Errorf("counting audience %s: %w", id, err)
-	}
-	return int64(n), nil
-}
-
-// audienceNow is an audience as it would be resolved now.
-func audienceNow(store *definitions.Store, id string) (*definition.Audience, audience.Moment, error) {
-	at := audience.Moment{AsOf: time.Now().UTC().Truncate(time.Microsecond)}
-	head, ok := store.Head(definition.KindAudience, id)
-	if !ok {
-		return nil, at, usage("there is no audience %s; hikyaku get audience lists them", id)
-	}
-	def, err := definitions.Decode[*definition.Audience](head)
-	if err != nil {
-		return nil, at, err
-	}
-	for _, segment := range def.Filter.Segments() {
-		pin := event.SegmentPin{SegmentID: segment}
-		if v, ok := store.Head(definitions.KindSegment, segment); ok {
-			s, err := definitions.DecodeSegment(v)
-			if err != nil {
-				return nil, at, err
-			}
-			pin.ImportIDs = s.Imports
+	fmt.Fprintf(a.err, "Send %s again to about %s people? [y/N] ", campaign.ID, thousands(n))
+	// Reading stdin cannot be interrupted: Ctrl-C leaves the reader behind.
+	answered := make(chan string, 1)
+	go func() {
+		line, _ := bufio.NewReader(a.stdin).ReadString('\n')
+		answered <- strings.ToLower(strings.TrimSpace(line))
+	}()
+	select {
+	case answer := <-answered:
+		if answer == "y" || answer == "yes" {
+			return nil
 		}
-		at.Segments = append(at.Segments, pin)
+		return usage("not started")
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return def, at, nil
 }
 
 func randomBytes() [16]byte {
@@ -181,9 +147,16 @@ func (s *runState) ended() bool {
 // settled is the number of people about whom nothing is open.
 func (s *runState) settled() int64 { return s.Excluded + s.Requested - s.Waiting }
 
-const runQuery = `SELECT campaign_id, state, note, (SELECT any(expected) FROM runs WHERE run_id = toUUID(?)) AS expected, audience, excluded, requested, waiting, rejected, accepted, failed, uncertain, expired, cancelled, parked,
-  balanced_by_driver, started_at, finished_at
-FROM run_balance WHERE run_id = toUUID(?)`
+// Only what the resolver counted: counting stored messages, too, is what balance
+// does, and too much to be asked four times a second.
+const runQuery = `SELECT campaign_id, state, note, expected, shards.candidates - counters.repeats AS audience, counters.excluded, counters.requested, counters.waiting, counters.rejected,
+  counters.accepted, counters.failed, counters.uncertain, counters.expired, counters.cancelled, counters.parked, balanced, started_at, finished_at
+FROM runs,
+  (SELECT sum(candidates) AS candidates FROM run_shards WHERE run_id = toUUID(?) AND children = 0) AS shards,
+  (SELECT sum(repeats) AS repeats, sum(arraySum(mapValues(run_counters.excluded))) AS excluded, sum(requested) AS requested, sum(waiting) AS waiting, sum(rejected) AS rejected,
+    sum(accepted) AS accepted, sum(failed) AS failed, sum(uncertain) AS uncertain, sum(expired) AS expired, sum(cancelled) AS cancelled, sum(parked) AS parked
+    FROM run_counters WHERE run_id = toUUID(?)) AS counters
+WHERE run_id = toUUID(?)`
 
 // errNoRun says that ClickHouse knows no such run (yet).
 var errNoRun = errors.New("no such run")
@@ -193,9 +166,10 @@ func (a *app) runState(ctx context.Context, run identity.ID) (*runState, error) 
 	if err != nil {
 		return nil, err
 	}
-	a.sql(runQuery, run.UUID(), run.UUID())
+	id := run.UUID()
+	a.sql(runQuery, id, id, id)
 	s := runState{RunID: run.String()}
-	err = conn.QueryRow(ctx, runQuery, run.UUID(), run.UUID()).Scan(&s.CampaignID, &s.State, &s.Note, &s.Expected, &s.Audience, &s.Excluded, &s.Requested, &s.Waiting, &s.Rejected,
+	err = conn.QueryRow(ctx, runQuery, id, id, id).Scan(&s.CampaignID, &s.State, &s.Note, &s.Expected, &s.Audience, &s.Excluded, &s.Requested, &s.Waiting, &s.Rejected,
 		&s.Accepted, &s.Failed, &s.Uncertain, &s.Expired, &s.Cancelled, &s.Parked, &s.Balanced, &s.StartedAt, &s.FinishedAt)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, errNoRun
@@ -208,15 +182,18 @@ func (a *app) runState(ctx context.Context, run identity.ID) (*runState, error) 
 
 // awaitRun waits until a run that was asked for is there.
 func (a *app) awaitRun(ctx context.Context, run identity.ID) (*runState, error) {
-	ctx, cancel := context.WithTimeout(ctx, max(a.patience, 30*time.Second))
+	waiting, cancel := context.WithTimeout(ctx, max(a.patience, 30*time.Second))
 	defer cancel()
 	for {
-		s, err := a.runState(ctx, run)
-		if !errors.Is(err, errNoRun) {
+		s, err := a.runState(waiting, run)
+		if !errors.Is(err, errNoRun) && waiting.Err() == nil {
 			return s, err
 		}
 		select {
-		case <-ctx.Done():
+		case <-waiting.Done():
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
 			return nil, missing("run %s was asked for, but no audience-resolver has taken it up, or the sink does not show it; look at it later with hikyaku status %s", run, run)
 		case <-time.After(100 * time.Millisecond):
 		}
@@ -282,43 +259,45 @@ func (s *runState) sentence() string {
 	return line
 }
 
-// follow draws until the run has ended.
+// follow looks four times a second, and draws if asked to, until the run has
+// ended. ClickHouse may be away for as long as the user is patient.
 func (a *app) follow(ctx context.Context, run identity.ID, s *runState, width int, draw bool) (*runState, error) {
-	var bar *mpb.Bar
+	show := func(*runState) {}
 	if draw {
+		var now atomic.Pointer[runState] // the bar reads it from its own goroutine
+		now.Store(s)
 		p := mpb.New(mpb.WithOutput(a.err), mpb.WithWidth(min(width-2, 100)), mpb.WithAutoRefresh())
-		state := func(decor.Statistics) string { return s.CampaignID + " " + s.State + " " }
-		bar = p.AddBar(max(s.Expected, 1), mpb.PrependDecorators(decor.Any(state)),
+		state := func(decor.Statistics) string { s := now.Load(); return s.CampaignID + " " + s.State + " " }
+		bar := p.AddBar(max(s.Expected, 1), mpb.PrependDecorators(decor.Any(state)),
 			mpb.AppendDecorators(decor.CountersNoUnit(" %d / %d"), decor.AverageSpeed(0, " %.0f/s"), decor.OnComplete(decor.AverageETA(decor.ET_STYLE_GO, decor.WCSyncSpace), "")))
 		defer p.Wait()
-	}
-	for {
-		if bar != nil {
+		defer bar.Abort(false) // does nothing to a bar that is complete
+		show = func(s *runState) {
+			now.Store(s)
 			bar.SetTotal(max(s.Audience, s.Expected, 1), false)
 			bar.SetCurrent(s.settled())
-		}
-		if s.ended() {
-			if bar != nil {
+			if s.ended() {
 				bar.SetTotal(-1, true)
 			}
+		}
+	}
+	for seen := time.Now(); ; {
+		show(s)
+		if s.ended() {
 			return s, nil
 		}
 		select {
 		case <-ctx.Done():
-			if bar != nil {
-				bar.Abort(false)
-			}
 			return nil, ctx.Err()
 		case <-time.After(250 * time.Millisecond):
 		}
 		next, err := a.runState(ctx, run)
-		if err != nil {
-			if bar != nil {
-				bar.Abort(false)
-			}
+		switch {
+		case err == nil:
+			s, seen = next, time.Now()
+		case fault.ClassOf(err) != fault.ClassTransient || time.Since(seen) > a.patience:
 			return nil, err
 		}
-		s = next
 	}
 }
 
@@ -363,7 +342,7 @@ func (a *app) requestCancel(ctx context.Context, campaign string, run identity.I
 		return err
 	}
 	rec, err := c.Record(topic.RunRequests, campaign, &event.RunRequest{Action: "cancel", RequestID: identity.ID(randomBytes()), CampaignID: campaign, RunID: &run,
-		RequestedAt: time.Now().UTC().Truncate(time.Microsecond), RequestedBy: author()})
+		RequestedAt: now(), RequestedBy: author()})
 	if err != nil {
 		return err
 	}

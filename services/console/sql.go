@@ -8,6 +8,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
 
 func (a *app) sqlCommand() *cobra.Command {
@@ -26,12 +29,15 @@ func (a *app) query(ctx context.Context, query string) error {
 	}
 	rows, err := conn.Query(ctx, query)
 	if err != nil {
-		return usage("%w", err)
+		return refusedQuery(err)
 	}
 	defer rows.Close()
 	types := rows.ColumnTypes()
 	names := rows.Columns()
-	var table [][]string
+	var table *longTable
+	if !a.asJSON && len(names) > 0 {
+		table = a.longTable(names...)
+	}
 	for rows.Next() {
 		values := make([]any, len(types))
 		for i, t := range types {
@@ -50,15 +56,24 @@ func (a *app) query(ctx context.Context, query string) error {
 		for i := range values {
 			row[i] = cell(values[i])
 		}
-		table = append(table, row)
+		table.row(row...)
+	}
+	if table != nil {
+		table.flush()
 	}
 	if err := rows.Err(); err != nil {
-		return usage("%w", err)
-	}
-	if !a.asJSON && len(names) > 0 {
-		a.table(names, table)
+		return refusedQuery(err)
 	}
 	return nil
+}
+
+// refusedQuery tells a query that ClickHouse does not like from ClickHouse being
+// away or full.
+func refusedQuery(err error) error {
+	if _, answered := clickhouse.Code(err); answered && fault.ClassOf(err) != fault.ClassTransient {
+		return usage("%w", err)
+	}
+	return err
 }
 
 // printJSONRow prints one object, its columns in the order of the query.
@@ -72,7 +87,7 @@ func (a *app) printJSONRow(names []string, values []any) error {
 		if err != nil {
 			return err
 		}
-		value, err := json.Marshal(reflect.ValueOf(values[i]).Elem().Interface())
+		value, err := json.Marshal(values[i])
 		if err != nil {
 			return fmt.Errorf("writing column %s: %w", name, err)
 		}
@@ -93,13 +108,14 @@ func cell(v any) string {
 	}
 	switch x := e.Interface().(type) {
 	case time.Time:
-		return x.UTC().Format("2006-01-02 15:04:05.000")
+		return moment(x)
 	case string, bool, fmt.Stringer:
 		return fmt.Sprint(x)
 	}
 	switch e.Kind() {
 	case reflect.Map, reflect.Slice, reflect.Struct:
-		if b, err := json.Marshal(e.Interface()); err == nil {
+		// By its address: some of the driver's types write JSON only so.
+		if b, err := json.Marshal(e.Addr().Interface()); err == nil {
 			return string(b)
 		}
 	}
