@@ -33,6 +33,7 @@ type recorder struct {
 	seen     []*kgo.Record // in committed transactions
 	foreign  int           // records of partitions that were not assigned
 	assigned int
+	aborts   int
 
 	restore func(ctx context.Context, partitions []int32) error
 	make    func(batch []*kgo.Record) ([]*kgo.Record, error)
@@ -85,7 +86,11 @@ func (r *recorder) Committed([]*kgo.Record) {
 	r.seen = append(r.seen, r.batch...)
 }
 
-func (r *recorder) Aborted() {}
+func (r *recorder) Aborted() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.aborts++
+}
 
 func (r *recorder) Pause() map[topic.Name][]int32 {
 	r.mu.Lock()
@@ -299,6 +304,49 @@ func TestOneThatIsFencedByItsOwnNameStops(t *testing.T) {
 	}
 }
 
+// The same while the first is deciding: its transaction must fail, and it must not
+// open another under the name it has lost.
+func TestOneThatIsFencedInTheMiddleOfABatchStops(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t, kafkatest.SessionTimeout(3*time.Second))
+	c := k.Cluster(t, topic.Renderer)
+	r, err := c.Record(topic.MessageRequestsBulk, "u", request("u"))
+	require.NoError(t, err)
+	k.Produce(t, r)
+	loop := func(c *kafka.Cluster, before func() error) func(context.Context) error {
+		return func(ctx context.Context) error {
+			o := &observed{before: before, committed: func([]*kgo.Record) {}, Transformer: kafka.Each(c, func(_ context.Context, r *kgo.Record) ([]*kgo.Record, error) {
+				out, err := rendered(c, r)
+				return []*kgo.Record{out}, err
+			})}
+			return c.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupRenderer, Transformer: o})
+		}
+	}
+	inBatch, release := make(chan struct{}), make(chan struct{})
+	first := make(chan error, 1)
+	go func() {
+		var once sync.Once
+		first <- loop(c, func() error {
+			once.Do(func() { close(inBatch); <-release })
+			return nil
+		})(context.Background())
+	}()
+	<-inBatch
+	stop := run(t, loop(k.Cluster(t, topic.Renderer), func() error { return nil }))
+	kafkatest.Eventually(t, func() bool {
+		return k.Committed(t, topic.GroupRenderer)[topic.MessageRequestsBulk][r.Partition] == 1
+	}, "the successor does not take over")
+	close(release)
+	select {
+	case err := <-first:
+		require.ErrorContains(t, err, "fenced by its own name")
+	case <-time.After(kafkatest.Patience):
+		t.Fatal("the one that was fenced runs on")
+	}
+	require.NoError(t, stop(), "it has fenced its successor in turn")
+	require.Len(t, k.All(t, topic.Outcomes), 1)
+}
+
 func TestTransactionsTimeOutWithTheSession(t *testing.T) {
 	t.Parallel()
 	k := kafkatest.Start(t)
@@ -379,6 +427,11 @@ func TestATransformZombieCannotCommit(t *testing.T) {
 	}, "nobody took over")
 	close(wake)
 	// The zombie's transaction must end, one way or the other, before we look.
+	kafkatest.Eventually(t, func() bool {
+		zombie.mu.Lock()
+		defer zombie.mu.Unlock()
+		return zombie.aborts > 0
+	}, "the zombie's transaction did not abort")
 	kafkatest.Eventually(t, func() bool {
 		txns, err := k.Admin().ListTransactions(contextOf(t), nil, []string{"Ongoing", "PrepareCommit", "PrepareAbort"})
 		return err == nil && len(txns) == 0
@@ -638,6 +691,40 @@ func TestLoopsOutliveTheBroker(t *testing.T) {
 			write("u")
 			kafkatest.Eventually(t, done(2), "it does not go on")
 			require.NoError(t, stop())
+		})
+	}
+}
+
+// A pause longer than the transaction timeout, or a broker that was away, spoils the
+// transactional client. Nobody has taken its name, so it goes on with a new one.
+func TestASpoiledTransactionIsRenewedAndNothingIsDoneTwice(t *testing.T) {
+	t.Parallel()
+	for _, spoil := range []*kerr.Error{kerr.InvalidProducerEpoch, kerr.ProducerFenced, kerr.InvalidTxnState, kerr.InvalidProducerIDMapping} {
+		t.Run(spoil.Message, func(t *testing.T) {
+			t.Parallel()
+			k := kafkatest.Start(t)
+			c := k.Cluster(t, topic.Renderer)
+			r, err := c.Record(topic.MessageRequestsBulk, "u", request("u"))
+			require.NoError(t, err)
+			k.Produce(t, r)
+			k.Fake.ControlKey(int16(kmsg.EndTxn), func(req kmsg.Request) (kmsg.Response, error, bool) {
+				resp := req.(*kmsg.EndTxnRequest).ResponseKind().(*kmsg.EndTxnResponse)
+				resp.ErrorCode = spoil.Code
+				return resp, nil, true
+			})
+			o := &observed{before: func() error { return nil }, committed: func([]*kgo.Record) {}, Transformer: kafka.Each(c, func(_ context.Context, r *kgo.Record) ([]*kgo.Record, error) {
+				out, err := rendered(c, r)
+				return []*kgo.Record{out}, err
+			})}
+			stop := run(t, func(ctx context.Context) error {
+				return c.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupRenderer, Transformer: o})
+			})
+			kafkatest.Eventually(t, func() bool {
+				return k.Committed(t, topic.GroupRenderer)[topic.MessageRequestsBulk][r.Partition] == 1
+			}, "it does not go on")
+			require.NoError(t, stop())
+			require.Len(t, k.All(t, topic.Outcomes), 1)
+			require.Zero(t, o.open)
 		})
 	}
 }

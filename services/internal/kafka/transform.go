@@ -75,6 +75,10 @@ type TransformOptions struct {
 	Window time.Duration
 }
 
+// endPatience is how long the end of a transaction may take, after its outputs are
+// flushed, before the session is given up. Opening the next one aborts what is left.
+const endPatience = 5 * time.Second
+
 // errRenew ends a session that a new client can take up where it was.
 var errRenew = errors.New("the transactional session must be renewed")
 
@@ -149,6 +153,16 @@ func (c *Cluster) transformSession(ctx, work context.Context, o TransformOptions
 		closer(sess.CloseAllowingRebalance)
 		l.release()
 	}()
+	// Opening the transactional id ends what a killed former self, or a session
+	// before this one, left open. The client would do it with the first batch;
+	// but no batch comes before the offsets are stable, for which everybody
+	// would wait until that transaction times out.
+	if _, _, err := sess.Client().ProducerID(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return l.sessionError("opening the transactional id", err)
+	}
 	for {
 		c.tel.Health.Beat(component, maxTurn)
 		err := l.turn()
@@ -274,10 +288,9 @@ func (l *transformLoop) commit(batch, out []*kgo.Record) error {
 	failed := errors.Join(flushErr, produceErr)
 	mu.Unlock()
 
-	// A member that lost its group just as its offsets were accepted would wait
-	// for a heartbeat that nobody sends. The broker ends the transaction after
-	// TransactionTimeout anyway, so nobody waits longer.
-	endCtx, cancel := context.WithTimeout(l.work, TransactionTimeout)
+	// A member that has lost its group waits here for a heartbeat that nobody
+	// sends, and readers of its outputs stand still meanwhile.
+	endCtx, cancel := context.WithTimeout(l.work, endPatience)
 	defer cancel()
 	committed, err := l.sess.End(endCtx, kgo.TransactionEndTry(failed == nil))
 	if err = errors.Join(failed, err); err != nil || !committed {
@@ -329,10 +342,30 @@ func (l *transformLoop) sessionError(doing string, err error) error {
 		return fmt.Errorf("%w: %w", context.Cause(l.work), err)
 	case !passing(err) && !isContext(err) && !renewable(err):
 		return fault.Fatal(err)
-	case l.replaced(l.work, l.sess.Client()):
+	case l.wasReplaced(err):
 		return l.c.fenced(err)
 	}
 	return fmt.Errorf("%w: %w", errRenew, err)
+}
+
+// wasReplaced tells whether another process has taken this one's name. It opens the
+// transactional id a moment before it joins the group, so one that was fenced by
+// a producer looks for that long; renewing its session would fence it in turn.
+func (l *transformLoop) wasReplaced(err error) bool {
+	looks := 1
+	if errors.Is(err, kerr.ProducerFenced) || errors.Is(err, kerr.InvalidProducerEpoch) {
+		looks = 8
+	}
+	for range looks {
+		if l.replaced(l.work, l.sess.Client()) {
+			return true
+		}
+		if looks > 1 {
+			pause := backoff{250 * time.Millisecond}
+			pause.wait(l.work, l.ctx.Done())
+		}
+	}
+	return false
 }
 
 // renewable tells errors that spoil a transactional client but not its group: what a

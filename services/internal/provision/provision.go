@@ -185,6 +185,10 @@ func (p *provisioner) look(ctx context.Context) error {
 	if err != nil {
 		return away(err)
 	}
+	if made := counts[topic.ProfileUpdates]; made != 0 && made != p.o.Partitions && kafka.CheckPartitionCounts(counts, made, p.o.Kafka.Namespace) == nil {
+		return fault.Fatal(fmt.Errorf("topic %s has %d partitions, with PARTITIONS=%d it would have %d: namespace %s was made with PARTITIONS=%d, which can never change; keep to it, or provision another NAMESPACE and fill it by replay",
+			topic.ProfileUpdates.In(p.o.Kafka.Namespace), made, p.o.Partitions, p.o.Partitions, p.o.Kafka.Namespace, made))
+	}
 	if err := kafka.CheckPartitionCounts(counts, p.o.Partitions, p.o.Kafka.Namespace); err != nil {
 		return fault.Fatal(fmt.Errorf("with PARTITIONS=%d: %w", p.o.Partitions, err))
 	}

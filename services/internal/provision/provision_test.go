@@ -108,6 +108,16 @@ func TestRunRefusesAClusterThatContradictsTheCatalogue(t *testing.T) {
 	require.Nil(t, k.Fake.TopicInfo(topic.Ticks.In("test")), "something was made before it refused")
 }
 
+func TestRunKeepsToThePartitionsANamespaceWasMadeWith(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	o := options(k)
+	o.Partitions = 8
+	_, err := provision.Run(t.Context(), o)
+	require.ErrorContains(t, err, "topic test.profile-updates has 4 partitions, with PARTITIONS=8 it would have 8: namespace test was made with PARTITIONS=4")
+	require.Equal(t, fault.ClassFatal, fault.ClassOf(err))
+}
+
 func TestRunAsksToStopAGroupThatRuns(t *testing.T) {
 	t.Parallel()
 	k := kafkatest.Start(t)
@@ -170,7 +180,7 @@ func TestRunWaitsForWhatIsAwayAndGivesUpInTheEnd(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 3, tries)
 
-	o.Patience = 100 * time.Millisecond
+	o.Patience = time.Second
 	o.Migrate = func(context.Context) ([]string, error) { return nil, fault.Transient(errors.New("ClickHouse is away")) }
 	_, err = provision.Run(t.Context(), o)
 	require.ErrorContains(t, err, "migrating ClickHouse: ClickHouse is away")
