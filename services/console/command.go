@@ -145,7 +145,7 @@ func (a *app) root() *cobra.Command {
   hikyaku dead-letters                           what could not be processed, and why
 
 It finds Kafka, the Schema Registry and ClickHouse through KAFKA_BROKERS, SCHEMA_REGISTRY_URL and CLICKHOUSE_URL;
-without them it talks to the stack that scripts/quickstart starts. Exit codes: 0 done, 1 a promise did not hold,
+without them it talks to the stack that scripts/quickstart starts; hikyaku help settings lists all. Exit codes: 0 done, 1 a promise did not hold,
 2 usage or a bad definition, 3 something needed is missing or away.`,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
@@ -153,8 +153,15 @@ without them it talks to the stack that scripts/quickstart starts. Exit codes: 0
 	root.PersistentFlags().BoolVar(&a.showSQL, "sql", false, "show the queries behind the numbers on stderr")
 	root.PersistentFlags().DurationVar(&a.patience, "timeout", 10*time.Second, "how long to wait for Kafka, the registry or ClickHouse to answer")
 	root.AddCommand(a.applyCommand(), a.getCommand(), a.audienceCommand(), a.previewCommand(), a.sendTestCommand(), a.startCommand(), a.statusCommand(), a.cancelCommand(),
-		a.balanceCommand(), a.funnelCommand(), a.explainCommand(), a.topicCommand(), a.deadLettersCommand(), a.sqlCommand())
+		a.balanceCommand(), a.funnelCommand(), a.explainCommand(), a.topicCommand(), a.deadLettersCommand(), a.sqlCommand(), settings())
 	return root
+}
+
+// settings is a page of help: hikyaku help settings.
+func settings() *cobra.Command {
+	var page strings.Builder
+	config.Help(&page, "hikyaku", Config{})
+	return &cobra.Command{Use: "settings", Short: "The environment variables that hikyaku reads", Long: page.String()}
 }
 
 func (a *app) close() {

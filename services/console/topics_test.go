@@ -157,7 +157,7 @@ func TestDeadLettersAreCountedListedAndShown(t *testing.T) {
 	require.Contains(t, s.ok("dead-letters", "show", "audience-resolver/1").out, base64.StdEncoding.EncodeToString([]byte("not avro")))
 
 	for _, c := range []struct{ id, says string }{
-		{"audience-resolver/3", "there is no dead letter audience-resolver/3"}, {"audience-resolver", "service/offset"}, {"render/0", `did you mean "renderer"?`}, {"renderer/-1", "service/offset"},
+		{"audience-resolver/3", "there is no dead letter audience-resolver/3"}, {"audience-resolver", "service/offset"}, {"rendere/0", `did you mean "renderer"?`}, {"renderer/-1", "service/offset"},
 	} {
 		a := s.hikyaku("dead-letters", "show", c.id)
 		require.Equal(t, exitUsage, a.code, c.id)
