@@ -65,8 +65,12 @@ func newFront(cfg Config, tel *telemetry.Telemetry, out *output.Writer) (*front,
 	}}, nil
 }
 
-// listen takes the port. A taken one is Transient, which ends a start with exit 3.
+// listen takes the port, once. A taken one is Transient, which ends a start with
+// exit 3.
 func (f *front) listen() error {
+	if f.listener != nil {
+		return nil
+	}
 	l, err := net.Listen("tcp", f.addr)
 	if err != nil {
 		return fault.Transient(fmt.Errorf("serving on COLLECTOR_ADDR %s: %w", f.addr, err))

@@ -1,0 +1,608 @@
+package collector
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"mime/multipart"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/sethvargo/go-envconfig"
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/identity"
+	"github.com/hikyaku/hikyaku/schemas/token"
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/config"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/kafka"
+	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
+	"github.com/hikyaku/hikyaku/services/internal/render"
+	"github.com/hikyaku/hikyaku/services/internal/telemetry"
+)
+
+// site is a collector whose intake runs.
+type site struct {
+	*kafkatest.Kafka
+	t    *testing.T
+	base string
+	tel  *telemetry.Telemetry
+	keys *token.Keys
+	stop func()
+}
+
+func intakeConfig(k kafka.Config) Config {
+	return Config{Kafka: k, Roles: []string{RoleIntake},
+		Tracking: render.Config{URL: "http://127.0.0.1", Secret: "a secret for these tests", KeyID: "1"},
+		Intake:   IntakeConfig{Addr: "127.0.0.1:0", WriteKeys: "web:k1,app:k2", AckTimeout: 5 * time.Second, HitTimeout: time.Second, Concurrency: 8}}
+}
+
+func startIntake(t *testing.T, change func(*Config)) *site {
+	k := kafkatest.Start(t)
+	cfg := intakeConfig(k.Config())
+	if change != nil {
+		change(&cfg)
+	}
+	s := &site{Kafka: k, t: t, tel: kafkatest.Telemetry(t, topic.Collector)}
+	service, err := New(cfg, s.tel)
+	require.NoError(t, err)
+	s.keys, err = cfg.Tracking.Keys()
+	require.NoError(t, err)
+	require.NoError(t, service.front.listen())
+	s.base = "http://" + service.front.listener.Addr().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- service.Run(ctx) }()
+	stopped := false
+	s.stop = func() {
+		if !stopped {
+			stopped = true
+			cancel()
+			err := <-ended
+			if errors.Is(err, context.Canceled) {
+				err = nil // it was still waiting for Kafka
+			}
+			require.NoError(t, err, "an intake that is told to stop stops in good order")
+		}
+	}
+	t.Cleanup(s.stop)
+	return s
+}
+
+// reply is an answer that has been read.
+type reply struct {
+	*http.Response
+	body string
+}
+
+// noRedirect is a client that shows redirects instead of following them.
+var noRedirect = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, Timeout: 30 * time.Second}
+
+func (s *site) do(method, path string, body io.Reader, change func(*http.Request)) reply {
+	s.t.Helper()
+	r, err := http.NewRequestWithContext(s.t.Context(), method, s.base+path, body)
+	require.NoError(s.t, err)
+	if change != nil {
+		change(r)
+	}
+	resp, err := noRedirect.Do(r)
+	require.NoError(s.t, err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	require.NoError(s.t, err)
+	return reply{resp, string(b)}
+}
+
+func withKey(r *http.Request) { r.SetBasicAuth("k1", "") }
+
+// started waits until the intake has found Kafka.
+func (s *site) started() *site {
+	s.t.Helper()
+	kafkatest.Eventually(s.t, func() bool {
+		return s.do("POST", "/v1/identify", strings.NewReader(`{"userId":"warm-up"}`), withKey).StatusCode == http.StatusOK
+	}, "the intake does not start")
+	return s
+}
+
+func TestSegmentsLibrariesAreUnderstood(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, nil).started()
+	pack := func(body string) io.Reader {
+		var b bytes.Buffer
+		z := gzip.NewWriter(&b)
+		_, err := z.Write([]byte(body))
+		require.NoError(t, err)
+		require.NoError(t, z.Close())
+		return &b
+	}
+	for name, c := range map[string]struct {
+		path   string
+		body   io.Reader
+		change func(*http.Request)
+		source string
+		users  []string // of events
+	}{
+		"the documentation's curl": {"/v1/track", strings.NewReader(`{"userId":"curl","event":"Item Purchased","properties":{"name":"Leap to Conclusions","revenue":14.99},"context":{"ip":"24.5.68.47"},"timestamp":"2012-12-02T00:30:12.984Z"}`), withKey, "api:web", []string{"curl"}},
+		"analytics.js": {"/v1/track", strings.NewReader(`{"timestamp":"2026-05-17T12:00:00.000Z","integrations":{},"type":"track","properties":{"plan":"pro"},"event":"Signed Up","context":{"page":{"path":"/"},"userAgent":"Mozilla/5.0"},"messageId":"ajs-next-1","userId":"js","anonymousId":"7a2c","writeKey":"k2","sentAt":"2026-05-17T12:00:00.500Z","_metadata":{"bundled":["Segment.io"]}}`),
+			func(r *http.Request) { r.Header.Set("Content-Type", "text/plain") }, "api:app", []string{"js"}},
+		"analytics-node": {"/v1/batch", strings.NewReader(`{"batch":[{"messageId":"node-next-1","timestamp":"2026-05-17T12:00:00.000Z","type":"track","userId":"node","event":"a","properties":{},"integrations":{},"context":{"library":{"name":"@segment/analytics-node","version":"2.1.0"}},"_metadata":{"nodeVersion":"22.0.0"}},{"messageId":"node-next-2","type":"identify","userId":"node","traits":{"email":"n@example.test"},"timestamp":"2026-05-17T12:00:00.000Z"}],"writeKey":"k1","sentAt":"2026-05-17T12:00:01.000Z"}`),
+			func(r *http.Request) { r.Header.Set("Content-Type", "application/json") }, "api:web", []string{"node"}},
+		"analytics-python, packed": {"/v1/batch", pack(`{"batch":[{"type":"track","timestamp":"2026-05-17T12:00:00.123456+00:00","context":{},"userId":"python","event":"x","messageId":"p-1","properties":{"n":1}},{"type":"track","anonymousId":"python2","event":"y","messageId":"p-2"}],"sentAt":"2026-05-17T12:00:01.000000+00:00"}`),
+			func(r *http.Request) { withKey(r); r.Header.Set("Content-Encoding", "gzip") }, "api:web", []string{"python", "python2"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := s.do("POST", c.path, c.body, c.change)
+			require.Equal(t, http.StatusOK, got.StatusCode, got.body)
+			require.Contains(t, got.body, `"success":true`)
+			found := map[string]string{}
+			for _, r := range s.All(t, topic.Events) {
+				var e event.Event
+				s.Decode(t, r, &e)
+				require.Equal(t, e.UserID, string(r.Key))
+				require.Equal(t, topic.Partition(e.UserID, 4), r.Partition)
+				found[e.UserID] = e.Source
+			}
+			for _, user := range c.users {
+				require.Equal(t, c.source, found[user])
+			}
+		})
+	}
+	var patches []event.ProfilePatch
+	for _, r := range s.All(t, topic.ProfileUpdates) {
+		var p event.ProfilePatch
+		s.Decode(t, r, &p)
+		if p.UserID == "node" {
+			patches = append(patches, p)
+		}
+	}
+	require.Len(t, patches, 1)
+	require.Equal(t, []event.AddressPatch{{Channel: "email", Address: "n@example.test"}}, patches[0].Addresses)
+}
+
+type answered struct {
+	Success  bool
+	Accepted int
+	Errors   []struct {
+		Index               int
+		Field, Code, Reason string
+	}
+}
+
+func read(t *testing.T, r reply) answered {
+	t.Helper()
+	var a answered
+	require.NoError(t, json.Unmarshal([]byte(r.body), &a), r.body)
+	return a
+}
+
+func TestOfABatchTheGoodEventsAreKept(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, nil).started()
+	big := strings.Repeat("x", 33<<10)
+	got := s.do("POST", "/v1/batch", strings.NewReader(`{"batch":[
+		{"type":"track","userId":"u1","event":"a","messageId":"1"}, {"type":"track","userId":"u1","messageId":"2"}, {"type":"page","userId":"u1","name":"Home"}, 17,
+		{"type":"track","userId":"u1","event":"b","messageId":"5","properties":{"x":"`+big+`"}}, {"type":"track","userId":"u1","event":"c","messageId":"6"}]}`), withKey)
+	require.Equal(t, http.StatusOK, got.StatusCode, got.body)
+	a := read(t, got)
+	require.True(t, a.Success)
+	require.Equal(t, 2, a.Accepted)
+	var problems []string
+	for _, e := range a.Errors {
+		require.NotEmpty(t, e.Reason)
+		problems = append(problems, strings.Join([]string{string(rune('0' + e.Index)), e.Field, e.Code}, " "))
+	}
+	require.Equal(t, []string{"1 event missing", "2 type unsupported", "3  type", "4  too_large"}, problems)
+	events := kafkatest.Consume[event.Event](t, s.Kafka, topic.Events, 2)
+	require.Equal(t, []string{"1", "6"}, []string{events[0].EventID, events[1].EventID})
+	require.Len(t, s.All(t, topic.Events), 2)
+
+	for body, field := range map[string]string{`{"batch":[{"type":"track"}]}`: "userId", `{"batch":[]}`: "batch", `{}`: "batch", `{"batch":{}}`: "batch", `not json`: ""} {
+		got := s.do("POST", "/v1/batch", strings.NewReader(body), withKey)
+		require.Equal(t, http.StatusBadRequest, got.StatusCode, body)
+		a := read(t, got)
+		require.False(t, a.Success)
+		require.Len(t, a.Errors, 1)
+		require.Equal(t, field, a.Errors[0].Field, body)
+	}
+	require.Equal(t, http.StatusBadRequest, s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u1"}`), withKey).StatusCode)
+	require.Equal(t, http.StatusMethodNotAllowed, s.do("GET", "/v1/track", nil, withKey).StatusCode)
+	require.Equal(t, http.StatusNotFound, s.do("POST", "/v1/alias", strings.NewReader(`{}`), withKey).StatusCode)
+	require.Len(t, s.All(t, topic.Events), 2)
+}
+
+func TestOnlyKnownWriteKeysAreTaken(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, nil).started()
+	basic := func(user string) func(*http.Request) { return func(r *http.Request) { r.SetBasicAuth(user, "") } }
+	const good, inBody = `{"userId":"u","event":"x"}`, `{"userId":"u","event":"x","writeKey":"k1"}`
+	for name, c := range map[string]struct {
+		path, body string
+		change     func(*http.Request)
+		want       int
+	}{
+		"none": {"/v1/track", good, nil, 401}, "unknown": {"/v1/track", good, basic("k"), 401}, "unknown in the body": {"/v1/track", `{"userId":"u","event":"x","writeKey":"dev"}`, nil, 401},
+		"the default": {"/v1/track", good, basic("dev"), 401}, "Basic goes first": {"/v1/track", inBody, basic("k"), 401}, "not JSON and no key": {"/v1/track", `{`, nil, 401},
+		"a number": {"/v1/track", `{"userId":"u","event":"x","writeKey":5}`, nil, 401}, "none, batch": {"/v1/batch", `{"batch":[` + good + `]}`, nil, 401},
+		"of an item, batch": {"/v1/batch", `{"batch":[{"type":"track","userId":"u","event":"x","writeKey":"k1"}]}`, nil, 401},
+		"known":             {"/v1/track", good, basic("k2"), 200}, "known in the body": {"/v1/track", inBody, nil, 200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := s.do("POST", c.path, strings.NewReader(c.body), c.change)
+			require.Equal(t, c.want, got.StatusCode, got.body)
+			if c.want == 401 {
+				require.Contains(t, got.Header.Get("WWW-Authenticate"), "Basic")
+				require.Equal(t, "write_key", read(t, got).Errors[0].Code)
+			}
+		})
+	}
+	require.Len(t, s.All(t, topic.Events), 2)
+}
+
+// endless is a body that says nothing about its length and does not end.
+type endless struct{ read atomic.Int64 }
+
+func (e *endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = ' '
+	}
+	e.read.Add(int64(len(p)))
+	return len(p), nil
+}
+
+func TestBodiesAreLimitedWhileTheyAreRead(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, nil).started()
+	var bomb bytes.Buffer
+	z := gzip.NewWriter(&bomb)
+	_, err := io.CopyN(z, &endless{}, 200<<20)
+	require.NoError(t, err)
+	require.NoError(t, z.Close())
+	require.Less(t, bomb.Len(), 400<<10)
+	packed := func(r *http.Request) { withKey(r); r.Header.Set("Content-Encoding", "gzip") }
+
+	require.Equal(t, 413, s.do("POST", "/v1/batch", bytes.NewReader(bomb.Bytes()), packed).StatusCode)
+	require.Equal(t, 413, s.do("POST", "/v1/batch", strings.NewReader(strings.Repeat(" ", 500<<10+1)), withKey).StatusCode)
+	require.Equal(t, 413, s.do("POST", "/v1/track", strings.NewReader(strings.Repeat(" ", 32<<10+1)), withKey).StatusCode)
+	require.Equal(t, 400, s.do("POST", "/v1/batch", strings.NewReader("no gzip"), packed).StatusCode)
+	require.Equal(t, 415, s.do("POST", "/v1/batch", strings.NewReader("{}"), func(r *http.Request) { withKey(r); r.Header.Set("Content-Encoding", "br") }).StatusCode)
+
+	without := &endless{}
+	r, err := http.NewRequestWithContext(t.Context(), "POST", s.base+"/v1/batch", without)
+	require.NoError(t, err)
+	withKey(r)
+	resp, err := noRedirect.Do(r)
+	if err == nil { // the server may also have hung up while the client still wrote
+		require.Equal(t, 413, resp.StatusCode)
+		resp.Body.Close()
+	}
+	require.Less(t, without.read.Load(), int64(8<<20))
+
+	fits := `{"batch":[{"type":"track","userId":"u","event":"x"}` + strings.Repeat(" ", 499<<10) + `]}`
+	require.Equal(t, 200, s.do("POST", "/v1/batch", strings.NewReader(fits), withKey).StatusCode)
+}
+
+// away makes Kafka lose every produce request while it is true.
+func away(k *kafkatest.Kafka) *atomic.Bool {
+	var gone atomic.Bool
+	k.Fake.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		k.Fake.KeepControl()
+		if gone.Load() {
+			return nil, errors.New("gone"), true
+		}
+		return nil, nil, false
+	})
+	return &gone
+}
+
+func TestKafkaAwayIsNeverAnsweredWith200(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, func(c *Config) { c.Intake.AckTimeout, c.Intake.HitTimeout = 300*time.Millisecond, 50*time.Millisecond }).started()
+	gone := away(s.Kafka)
+	gone.Store(true)
+	const body = `{"userId":"u","event":"x","messageId":"m1"}`
+	got := s.do("POST", "/v1/track", strings.NewReader(body), withKey)
+	require.Equal(t, http.StatusServiceUnavailable, got.StatusCode)
+	require.Equal(t, "5", got.Header.Get("Retry-After"))
+	require.False(t, read(t, got).Success)
+
+	unsubscribe := s.do("POST", "/u/"+s.token(token.Unsubscribe, ""), strings.NewReader("List-Unsubscribe=One-Click"), nil)
+	require.Equal(t, http.StatusServiceUnavailable, unsubscribe.StatusCode)
+	require.NotEmpty(t, unsubscribe.Header.Get("Retry-After"))
+
+	// A person gets to their page all the same, and it is counted.
+	click := s.do("GET", "/c/"+s.token(token.Click, target), nil, nil)
+	require.Equal(t, http.StatusFound, click.StatusCode)
+	require.NotEmpty(t, click.Header.Get("Location"))
+	require.Equal(t, pixelOf(t), s.do("GET", "/o/"+s.token(token.Open, ""), nil, nil).body)
+	require.NoError(t, testutil.GatherAndCompare(s.tel.Registry, strings.NewReader(`
+# HELP tracking_hits_lost_total Opens and clicks that were answered although Kafka had not acknowledged them; some may still arrive.
+# TYPE tracking_hits_lost_total counter
+tracking_hits_lost_total{kind="clicked"} 1
+tracking_hits_lost_total{kind="opened"} 1
+`), "tracking_hits_lost_total"))
+
+	gone.Store(false)
+	kafkatest.Eventually(t, func() bool {
+		return s.do("POST", "/v1/track", strings.NewReader(body), withKey).StatusCode == http.StatusOK
+	}, "the intake does not recover")
+	for _, e := range kafkatest.Consume[event.Event](t, s.Kafka, topic.Events, 1) {
+		require.Equal(t, "m1", e.EventID, "a repetition has the same id")
+	}
+}
+
+func TestLinksLeadSomewhereBeforeKafkaIsFound(t *testing.T) {
+	t.Parallel()
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	address := nobody.Addr().String()
+	nobody.Close()
+	s := startIntake(t, func(c *Config) { c.Kafka.Brokers = []string{address} })
+	require.Equal(t, http.StatusOK, s.do("GET", "/healthz", nil, nil).StatusCode)
+	require.Equal(t, http.StatusFound, s.do("GET", "/c/"+s.token(token.Click, target), nil, nil).StatusCode)
+	require.Equal(t, http.StatusServiceUnavailable, s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u","event":"x"}`), withKey).StatusCode)
+	kafkatest.Eventually(t, func() bool { return len(s.tel.Health.NotReady()) > 0 }, "nobody says that Kafka is away")
+}
+
+const target = "https://shop.example/tea?size=100g&ref=飛脚#top"
+
+var link = token.Token{MessageID: identity.Hash("m"), RunID: identity.Hash("r"), Channel: "email", CampaignID: "autumn", UserID: "u-1"}
+
+func (s *site) token(purpose token.Purpose, to string) string {
+	s.t.Helper()
+	t := link
+	t.Purpose, t.Target = purpose, to
+	b, err := s.keys.Append(nil, "1", &t)
+	require.NoError(s.t, err)
+	return string(b)
+}
+
+func pixelOf(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile("testdata/pixel.gif")
+	require.NoError(t, err)
+	return string(b)
+}
+
+func private(t *testing.T, r reply) {
+	t.Helper()
+	require.Equal(t, "no-store", r.Header.Get("Cache-Control"))
+	require.Equal(t, "no-referrer", r.Header.Get("Referrer-Policy"))
+	require.Contains(t, r.Header.Get("X-Robots-Tag"), "noindex")
+}
+
+func TestAClickIsRecordedAndLeadsToItsTarget(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, nil).started()
+	path := "/c/" + s.token(token.Click, target)
+	before := time.Now().Add(-time.Millisecond)
+	head := s.do("HEAD", path, nil, nil)
+	require.Equal(t, http.StatusFound, head.StatusCode)
+	got := s.do("GET", path, nil, func(r *http.Request) {
+		r.Header.Set("User-Agent", "Mail/1.0 "+strings.Repeat("x", 2000))
+		r.Header.Set("Referer", "https://mail.example/\xff")
+	})
+	require.Equal(t, http.StatusFound, got.StatusCode)
+	location, err := url.QueryUnescape(got.Header.Get("Location"))
+	require.NoError(t, err)
+	require.Equal(t, target, location)
+	private(t, got)
+	e := kafkatest.Consume[event.Engagement](t, s.Kafka, topic.Engagements, 1)[0]
+	require.Len(t, s.All(t, topic.Engagements), 1, "HEAD is nobody's click")
+	require.False(t, e.EngagementID.IsZero())
+	require.True(t, e.OccurredAt.After(before) && !e.OccurredAt.After(time.Now()))
+	require.Len(t, e.UserAgent, 512)
+	e.EngagementID, e.OccurredAt, e.UserAgent = identity.ID{}, time.Time{}, ""
+	require.Equal(t, event.Engagement{MessageID: link.MessageID, RunID: link.RunID, CampaignID: "autumn", UserID: "u-1", Channel: "email",
+		Kind: "clicked", URL: target, Method: "GET", Network: "127.0.0.0/24", Referer: "https://mail.example/"}, e)
+
+	// The same link again is another hit.
+	require.Equal(t, http.StatusFound, s.do("GET", path, nil, nil).StatusCode)
+	hits := kafkatest.Consume[event.Engagement](t, s.Kafka, topic.Engagements, 2)
+	require.NotEqual(t, hits[0].EngagementID, hits[1].EngagementID)
+}
+
+func TestAnOpenIsRecordedAndIsAPixel(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, nil).started()
+	require.Len(t, pixelOf(t), 43)
+	for _, path := range []string{"/o/" + s.token(token.Open, ""), "/o/" + s.token(token.Open, "") + ".gif"} {
+		got := s.do("GET", path, nil, nil)
+		require.Equal(t, http.StatusOK, got.StatusCode)
+		require.Equal(t, "image/gif", got.Header.Get("Content-Type"))
+		require.Equal(t, pixelOf(t), got.body)
+		private(t, got)
+	}
+	for _, e := range kafkatest.Consume[event.Engagement](t, s.Kafka, topic.Engagements, 2) {
+		require.Equal(t, "opened", e.Kind)
+		require.Equal(t, link.MessageID, e.MessageID)
+	}
+}
+
+func TestUnsubscribingTakesAPost(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, nil).started()
+	path := "/u/" + s.token(token.Unsubscribe, "")
+	ask := s.do("GET", path, nil, nil)
+	require.Equal(t, http.StatusOK, ask.StatusCode)
+	require.Contains(t, ask.body, `<form method="post">`)
+	require.Contains(t, ask.Header.Get("Content-Security-Policy"), "default-src 'none'")
+	private(t, ask)
+	require.Equal(t, http.StatusOK, s.do("HEAD", path, nil, nil).StatusCode)
+	require.Empty(t, s.All(t, topic.Engagements), "scanners follow every link")
+
+	form := func(kind string) func(*http.Request) {
+		return func(r *http.Request) { r.Header.Set("Content-Type", kind) }
+	}
+	var parts bytes.Buffer
+	m := multipart.NewWriter(&parts)
+	require.NoError(t, m.WriteField("List-Unsubscribe", "One-Click"))
+	require.NoError(t, m.Close())
+	for name, got := range map[string]reply{
+		"the page's button":    s.do("POST", path, strings.NewReader("confirm=yes"), form("application/x-www-form-urlencoded")),
+		"one-click":            s.do("POST", path, strings.NewReader("List-Unsubscribe=One-Click"), form("application/x-www-form-urlencoded")),
+		"one-click, multipart": s.do("POST", path, &parts, form(m.FormDataContentType())),
+	} {
+		require.Equal(t, http.StatusOK, got.StatusCode, name)
+		require.Contains(t, got.body, "You are unsubscribed", name)
+		private(t, got)
+	}
+	ids := map[identity.ID]bool{}
+	for _, e := range kafkatest.Consume[event.Engagement](t, s.Kafka, topic.Engagements, 3) {
+		require.Equal(t, []string{"unsubscribed", "POST", "u-1"}, []string{e.Kind, e.Method, e.UserID})
+		ids[e.EngagementID] = true
+	}
+	require.Len(t, ids, 1, "asked three times, it is one unsubscription")
+	patches := 0
+	for _, r := range s.All(t, topic.ProfileUpdates) {
+		var p event.ProfilePatch
+		s.Decode(t, r, &p)
+		if p.UserID != link.UserID {
+			continue
+		}
+		patches++
+		require.Equal(t, []event.ConsentPatch{{Channel: "email", Consent: "unsubscribed"}}, p.Consents)
+		require.Equal(t, "unsubscribe:"+link.MessageID.String(), p.SetBy)
+		require.WithinDuration(t, time.Now(), p.OccurredAt, time.Minute)
+		require.Empty(t, p.Set)
+	}
+	require.Equal(t, 3, patches)
+}
+
+func TestATamperedLinkIsRefusedAndLeavesNoTrace(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, nil).started()
+	good := s.token(token.Click, target)
+	swapped := []byte(good)
+	swapped[len(swapped)/2] ^= 1
+	for _, c := range [][2]string{
+		{"GET", "/c/" + string(swapped)}, {"GET", "/c/" + good[:len(good)-1]}, {"GET", "/c/" + good + "A"}, {"GET", "/c/x"}, {"GET", "/c/https:%2F%2Fevil.example"},
+		{"GET", "/o/" + good}, {"GET", "/u/" + good}, {"POST", "/u/" + good}, {"POST", "/u/x"}, {"HEAD", "/c/x"},
+		{"GET", "/c/" + s.token(token.Open, "")}, {"GET", "/o/x.gif"}, {"GET", "/c/" + s.token(token.Click, "javascript:alert(1)")}, {"GET", "/c/" + s.token(token.Click, "//evil.example")},
+	} {
+		got := s.do(c[0], c[1], nil, nil)
+		require.Equal(t, http.StatusBadRequest, got.StatusCode, c[1])
+		require.Empty(t, got.Header.Get("Location"))
+	}
+	require.Empty(t, s.All(t, topic.Engagements))
+	require.Len(t, s.All(t, topic.ProfileUpdates), 1, "the one that started wrote")
+}
+
+// begin sends the first part of a request and returns when the server works on
+// it, which must have one turn only.
+func (s *site) begin(first string) (rest func(string), ended chan reply) {
+	s.t.Helper()
+	body, feed := io.Pipe()
+	ended = make(chan reply, 1)
+	go func() {
+		defer close(ended)
+		ended <- s.do("POST", "/v1/track", body, withKey)
+	}()
+	send := func(text string) {
+		_, err := feed.Write([]byte(text))
+		require.NoError(s.t, err)
+	}
+	send(first)
+	kafkatest.Eventually(s.t, func() bool {
+		got := s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u","event":"x"}`), withKey)
+		return got.StatusCode == http.StatusServiceUnavailable && read(s.t, got).Errors[0].Code == "busy"
+	}, "the second request is not refused")
+	return func(text string) {
+		send(text)
+		feed.Close()
+	}, ended
+}
+
+func TestASlowSenderTakesOnlyItsOwnTurn(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, func(c *Config) { c.Intake.Concurrency, c.Intake.AckTimeout = 1, 400*time.Millisecond }).started()
+	rest, ended := s.begin(`{"userId":"u",`)
+	require.Equal(t, http.StatusFound, s.do("GET", "/c/"+s.token(token.Click, target), nil, nil).StatusCode, "tracking does not wait for intake")
+	rest(`"event":"x"}`)
+	require.Equal(t, http.StatusOK, (<-ended).StatusCode)
+}
+
+func TestARequestInHandIsAnsweredAtTheEnd(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, func(c *Config) {
+		c.Intake.Concurrency, c.Intake.AckTimeout, c.Lifecycle.Drain = 1, 400*time.Millisecond, 10*time.Second
+	}).started()
+	rest, ended := s.begin(`{"userId":"last","event":"x","messageId":"last"`)
+	stopped := make(chan struct{})
+	go func() { s.stop(); close(stopped) }()
+	kafkatest.Eventually(t, func() bool {
+		c, err := net.Dial("tcp", strings.TrimPrefix(s.base, "http://"))
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	}, "the port is still open")
+	rest(`}`)
+	require.Equal(t, http.StatusOK, (<-ended).StatusCode)
+	<-stopped
+	ids := map[string]bool{}
+	for _, r := range s.All(t, topic.Events) {
+		var e event.Event
+		s.Decode(t, r, &e)
+		ids[e.EventID] = true
+	}
+	require.True(t, ids["last"])
+}
+
+func TestATakenPortIsNamed(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer taken.Close()
+	cfg := intakeConfig(kafka.Config{Brokers: []string{"127.0.0.1:1"}, RegistryURL: "http://127.0.0.1:1", Namespace: "test", Instance: "0", SessionTimeout: 15 * time.Second, DeadLettersPerMinute: 1, Compression: "none"})
+	cfg.Intake.Addr = taken.Addr().String()
+	service, err := New(cfg, kafkatest.Telemetry(t, topic.Collector))
+	require.NoError(t, err)
+	err = service.Run(t.Context())
+	require.ErrorContains(t, err, "COLLECTOR_ADDR "+cfg.Intake.Addr)
+	require.Equal(t, fault.ClassTransient, fault.ClassOf(err), "which ends the process with 3")
+}
+
+func TestSettings(t *testing.T) {
+	t.Parallel()
+	load := func(env map[string]string) (Config, error) {
+		return config.Load[Config](t.Context(), envconfig.MapLookuper(env))
+	}
+	cfg, err := load(map[string]string{"ALLOW_INSECURE_DEFAULTS": "true"})
+	require.NoError(t, err)
+	require.True(t, cfg.Has(RoleIntake) && cfg.Has(RoleSink))
+	require.Equal(t, "127.0.0.1:8080", cfg.Intake.Addr)
+	cfg, err = load(map[string]string{"ROLES": "sink", "TRACKING_SECRET": "a secret for these tests"})
+	require.NoError(t, err, "a sink takes no write keys")
+	service, err := New(cfg, telemetry.New("x", telemetry.Config{}, io.Discard))
+	require.NoError(t, err)
+	require.Nil(t, service.front, "and opens no port")
+	for _, c := range []struct {
+		env  map[string]string
+		want string
+	}{
+		{nil, "WRITE_KEYS"}, {nil, "TRACKING_SECRET"},
+		{map[string]string{"WRITE_KEYS": "web:dev"}, "WRITE_KEYS"},
+		{map[string]string{"WRITE_KEYS": "a:,b"}, "WRITE_KEYS"},
+		{map[string]string{"ROLES": "intake,dance"}, "ROLES"},
+		{map[string]string{"SINK_LINGER": "1h"}, "SINK_LINGER"},
+		{map[string]string{"SINK_BATCH_RECORDS": "0"}, "SINK_BATCH_RECORDS"},
+		{map[string]string{"INTAKE_ACK_TIMEOUT": "0s"}, "INTAKE_ACK_TIMEOUT"},
+		{map[string]string{"INTAKE_CONCURRENCY": "0"}, "INTAKE_CONCURRENCY"},
+	} {
+		_, err := load(c.env)
+		require.ErrorContains(t, err, c.want)
+	}
+}
