@@ -390,7 +390,10 @@ func TestAFileIsImportedToTheEnd(t *testing.T) {
 	require.EqualValues(t, len(file(100)), testutil.ToFloat64(svc.metrics.bytes))
 	require.EqualValues(t, 1, testutil.ToFloat64(svc.metrics.imports.WithLabelValues(stateDone)))
 
-	// What it wrote beside the object lies under the prefix, and is no import.
+	// What it wrote beside the object lies under the prefix, and is no import;
+	// nor is a copy that somebody put back.
+	s.put("a2.csv"+rejectsSuffix, file(3))
+	s.put("a2.csv"+reportSuffix, "{}")
 	s.put("b.csv", file(10))
 	s.until(svc, "b.csv", stateDone)
 	require.Len(t, s.latest(), 2)
