@@ -88,25 +88,11 @@ func (s *sheet) excluded() int64 {
 // sentence says where everybody went.
 func (s *sheet) sentence() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Of %s people, %s were excluded", thousands(s.Audience), thousands(s.excluded()))
-	if len(s.Excluded) > 0 {
-		var parts []string
-		for _, reason := range slices.Sorted(maps.Keys(s.Excluded)) {
-			parts = append(parts, thousands(s.Excluded[reason])+" "+reason)
-		}
-		fmt.Fprintf(&b, " (%s)", strings.Join(parts, ", "))
+	if s.Audience == 0 {
+		b.WriteString("Nobody was in it")
+	} else {
+		s.whereabouts(&b)
 	}
-	fmt.Fprintf(&b, " and %s messages were requested; of these ", thousands(s.Requested))
-	var parts []string
-	for _, c := range sheetClasses {
-		if n := s.class(c); n > 0 {
-			parts = append(parts, thousands(n)+" "+c)
-		}
-	}
-	if len(parts) == 0 {
-		parts = []string{"none has an outcome"}
-	}
-	b.WriteString(strings.Join(parts, ", "))
 	switch {
 	case s.Balanced && s.State != "finished" && s.State != "cancelled":
 		fmt.Fprintf(&b, ". The counts agree so far; the run is %s.", s.State)
@@ -118,6 +104,28 @@ func (s *sheet) sentence() string {
 		fmt.Fprintf(&b, ". Not balanced yet: the run is %s.", s.State)
 	}
 	return b.String()
+}
+
+func (s *sheet) whereabouts(b *strings.Builder) {
+	fmt.Fprintf(b, "Of %s people, %s were excluded", thousands(s.Audience), thousands(s.excluded()))
+	if len(s.Excluded) > 0 {
+		var parts []string
+		for _, reason := range slices.Sorted(maps.Keys(s.Excluded)) {
+			parts = append(parts, thousands(s.Excluded[reason])+" "+reason)
+		}
+		fmt.Fprintf(b, " (%s)", strings.Join(parts, ", "))
+	}
+	fmt.Fprintf(b, " and %s messages were requested; of these ", thousands(s.Requested))
+	var parts []string
+	for _, c := range sheetClasses {
+		if n := s.class(c); n > 0 {
+			parts = append(parts, thousands(n)+" "+c)
+		}
+	}
+	if len(parts) == 0 {
+		parts = []string{"none has an outcome"}
+	}
+	b.WriteString(strings.Join(parts, ", "))
 }
 
 // aboutUncertain says what the word means, wherever it is above 0.

@@ -71,7 +71,7 @@ func TestAnEndedRunThatDoesNotBalanceIsExitOne(t *testing.T) {
 
 	going := identity.Run(s.namespace, "hello-all", "two")
 	s.run(going, "sending", nil)
-	require.Contains(t, s.ok("balance", going.String()).out, "The counts agree so far; the run is sending.")
+	require.Contains(t, s.ok("balance", going.String()).out, "Nobody was in it. The counts agree so far; the run is sending.")
 	s.requested(going, "on-its-way")
 	require.Contains(t, s.ok("balance", going.String()).out, "Not balanced yet: the run is sending.")
 	require.Equal(t, exitUsage, s.hikyaku("balance", identity.Hash("none").String()).code)

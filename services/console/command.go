@@ -348,7 +348,7 @@ func (a *app) terminal() (width int, ok bool) {
 	if !isFile || !term.IsTerminal(int(f.Fd())) {
 		return 80, false
 	}
-	if w, _, err := term.GetSize(int(f.Fd())); err == nil {
+	if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 {
 		return w, true
 	}
 	return 80, true

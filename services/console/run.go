@@ -268,8 +268,15 @@ func (a *app) follow(ctx context.Context, run identity.ID, s *runState, width in
 		now.Store(s)
 		p := mpb.New(mpb.WithOutput(a.err), mpb.WithWidth(min(width-2, 100)), mpb.WithAutoRefresh())
 		state := func(decor.Statistics) string { s := now.Load(); return s.CampaignID + " " + s.State + " " }
-		bar := p.AddBar(max(s.Expected, 1), mpb.PrependDecorators(decor.Any(state)),
-			mpb.AppendDecorators(decor.CountersNoUnit(" %d / %d"), decor.AverageSpeed(0, " %.0f/s"), decor.OnComplete(decor.AverageETA(decor.ET_STYLE_GO, decor.WCSyncSpace), "")))
+		people := func(d decor.Statistics) string {
+			if now.Load().Audience == 0 && now.Load().Expected == 0 {
+				return "" // nobody has been counted yet
+			}
+			return " " + thousands(d.Current) + " / " + thousands(d.Total)
+		}
+		// Without a total at first: only then it can be set as the run goes on.
+		bar := p.AddBar(0, mpb.PrependDecorators(decor.Any(state)),
+			mpb.AppendDecorators(decor.Any(people), decor.AverageSpeed(0, " %.0f/s"), decor.OnComplete(decor.AverageETA(decor.ET_STYLE_GO, decor.WCSyncSpace), "")))
 		defer p.Wait()
 		defer bar.Abort(false) // does nothing to a bar that is complete
 		show = func(s *runState) {

@@ -159,9 +159,7 @@ func TestTheLiveBarIsDrawnUntilTheEnd(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
 	run := identity.Run(s.namespace, "hello-all", "one")
-	s.run(run, "sending", row{"expected": int64(10)})
-	s.shard(run, 10)
-	s.counters(run, row{"requested": int64(10), "waiting": int64(4), "accepted": int64(6)})
+	s.run(run, "preparing", nil) // nobody has been counted
 	var screen locked
 	a := &app{env: envconfig.MapLookuper(s.env), err: &screen, patience: 10 * time.Second}
 	defer a.close()
@@ -172,15 +170,21 @@ func TestTheLiveBarIsDrawnUntilTheEnd(t *testing.T) {
 		_, err := a.follow(t.Context(), run, first, 100, true)
 		done <- err
 	}()
-	s.counters(run, row{"requested": int64(10), "accepted": int64(10)})
-	s.run(run, "finished", row{"expected": int64(10)})
+	kafkatest.Eventually(t, func() bool { return strings.Contains(screen.String(), "hello-all preparing") }, "nothing is drawn")
+	s.shard(run, 1234)
+	s.counters(run, row{"requested": int64(1234), "waiting": int64(600), "accepted": int64(634)})
+	s.run(run, "sending", row{"expected": int64(1200)})
+	kafkatest.Eventually(t, func() bool { return strings.Contains(screen.String(), "634 / 1,234") }, "no progress: %s", &screen)
+	s.counters(run, row{"requested": int64(1234), "accepted": int64(1234)})
+	s.run(run, "finished", row{"expected": int64(1200)})
 	select {
 	case err := <-done:
 		require.NoError(t, err)
 	case <-time.After(kafkatest.Patience):
 		t.Fatal("it does not end")
 	}
-	require.Contains(t, screen.String(), "10 / 10")
+	require.Contains(t, screen.String(), "1,234 / 1,234")
+	require.NotContains(t, screen.String(), "/ 1 ")
 	require.Contains(t, screen.String(), "hello-all finished")
 }
 

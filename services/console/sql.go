@@ -38,7 +38,8 @@ func (a *app) query(ctx context.Context, query string) error {
 	if !a.asJSON && len(names) > 0 {
 		table = a.longTable(names...)
 	}
-	for rows.Next() {
+	n := 0
+	for ; rows.Next(); n++ {
 		values := make([]any, len(types))
 		for i, t := range types {
 			values[i] = reflect.New(t.ScanType()).Interface()
@@ -63,6 +64,9 @@ func (a *app) query(ctx context.Context, query string) error {
 	}
 	if err := rows.Err(); err != nil {
 		return refusedQuery(err)
+	}
+	if n == 0 && !a.asJSON {
+		fmt.Fprintln(a.err, "no rows")
 	}
 	return nil
 }
