@@ -133,28 +133,18 @@ func Main(args []string, getenv func(string) string, stdout, stderr io.Writer) i
 
 	q := &quickstart{options: o, root: root, getenv: getenv, screen: newScreen(stderr, 11), procs: newProcesses(), hurry: hurry, fail: stopNow, began: began}
 	err = q.run(ctx)
-	var result *Result
-	if q.result.RunID != "" || !errors.Is(err, errStopped) {
-		result = &q.result
-	}
+	q.result.Seconds = float64(time.Since(began).Milliseconds()) / 1000
 	if err == nil && !o.once {
 		err = q.stayUp(ctx)
 	}
 	q.halt()
-	if result != nil {
-		result.Restarts = q.restarts.Load()
-		if err != nil {
-			result.Error = err.Error()
-		}
-	}
+	q.result.Restarts = q.restarts.Load()
 	if err != nil {
-		q.screen.line("")
-		fmt.Fprintln(stderr, "quickstart:", err)
+		q.result.Error = err.Error()
+		fmt.Fprintln(stderr, "\nquickstart:", err)
 	}
-	if result != nil {
-		if werr := result.write(stdout); werr != nil {
-			return exitBroken
-		}
+	if werr := q.result.write(stdout); werr != nil {
+		return exitBroken
 	}
 	return exitCode(err)
 }
@@ -194,7 +184,8 @@ type quickstart struct {
 	importSpec  string // id
 	campaign    string
 	atMostOnce  bool
-	outboxBegan int64 // size of the outbox's index before the run
+	outboxBegan int64   // size of the outbox's index before the run
+	complaints  []error // promises that did not hold
 }
 
 func (q *quickstart) set(variable string) bool { return q.getenv(variable) != "" }
@@ -256,7 +247,8 @@ func (q *quickstart) environment() []string {
 	env = append(env, "HIKYAKU_DATA="+q.data)
 	add("ALLOW_INSECURE_DEFAULTS", "true") // everything listens on loopback
 	add("TRACKING_URL", q.tracking())
-	add("RETRY_BACKOFF", "2s") // the outbox's temporary refusals are over at once
+	add("RETRY_BACKOFF", "2s")    // the outbox's temporary refusals are over at once
+	add("POLL_INTERVAL", "500ms") // nobody pays for listing a folder
 	if !q.set("AWS_ENDPOINT_URL_S3") {
 		if !q.set("AWS_ACCESS_KEY_ID") || !q.set("AWS_SECRET_ACCESS_KEY") { // else the embedded S3 takes these
 			env = append(env, "AWS_ACCESS_KEY_ID=hikyaku", "AWS_SECRET_ACCESS_KEY=hikyaku-embedded")

@@ -120,7 +120,7 @@ func (q *quickstart) provision(ctx context.Context) error {
 	if e.code != 0 {
 		return &failure{e.code, errors.New(e.lastLine())}
 	}
-	q.screen.done("%s", strings.TrimSpace(e.stdout))
+	q.screen.done("%s", strings.TrimPrefix(e.lastLine(), "provision: "))
 	return nil
 }
 
@@ -229,14 +229,11 @@ func (q *quickstart) makeSample() (sample.Made, error) {
 
 // definition reads the body of a definition in force.
 func (q *quickstart) definition(ctx context.Context, kind, id string, body any) error {
-	var lines []struct{ Body json.RawMessage }
-	if err := q.hikyaku.ask(ctx, &lines, "get", kind, id); err != nil {
+	var answer struct{ Body json.RawMessage }
+	if err := q.hikyaku.ask(ctx, &answer, "get", kind, id); err != nil {
 		return err
 	}
-	if len(lines) != 1 {
-		return broken("hikyaku get %s %s answered with %d definitions", kind, id, len(lines))
-	}
-	return json.Unmarshal(lines[0].Body, body)
+	return json.Unmarshal(answer.Body, body)
 }
 
 // load uploads the file and waits for the importer's report beside it.
@@ -382,7 +379,7 @@ func (q *quickstart) follow(ctx context.Context) error {
 		return err
 	}
 	if s.State != "finished" {
-		return broken("run %s ended as %s: %s", q.result.RunID, s.State, s.Note)
+		q.complain(broken("run %s ended as %s: %s", q.result.RunID, s.State, s.Note))
 	}
 	q.screen.done("%s people, %s", thousands(s.Audience), rate(s.Requested, time.Since(began)))
 	return nil
@@ -408,7 +405,7 @@ func (q *quickstart) takeBalance(ctx context.Context) error {
 	return nil
 }
 
-// read checks the outbox against the balance and lets the readers read.
+// read holds the outbox against the balance and lets the readers read.
 func (q *quickstart) read(ctx context.Context) error {
 	if q.set("SMTP_ADDR") {
 		q.screen.step("Read: left out, the mail went to SMTP_ADDR=%s", q.getenv("SMTP_ADDR"))
@@ -416,54 +413,103 @@ func (q *quickstart) read(ctx context.Context) error {
 		return nil
 	}
 	q.screen.step("Read: demo readers open 40 %%, click 10 %%, unsubscribe 1 %%")
-	all, err := reader.Deliveries(q.outbox(), q.outboxBegan)
+	since, err := reader.Deliveries(q.outbox(), q.outboxBegan)
 	if err != nil {
 		return err
 	}
-	mails, unique := distinct(all)
+	classes, err := q.classes(ctx)
+	if err != nil {
+		return err
+	}
+	mails, unique, held := witness(since, classes, q.atMostOnce)
 	q.result.DeliveredUnique = &unique
-	held := q.delivered(int64(len(all)), int64(len(mails)))
+	q.complain(held)
 	crowd := &reader.Crowd{Outbox: q.outbox(), Tracking: q.tracking(), Seed: q.seed, Client: reader.NewClient(), Progress: func(done, total int) {
 		q.screen.progress(fmt.Sprintf("%s %s of %s mails opened", bar(int64(done), int64(total)), thousands(done), thousands(total)))
 	}}
 	did, err := crowd.Read(ctx, mails)
-	if err != nil {
-		return errors.Join(held, err)
+	if ctx.Err() != nil {
+		return err
 	}
-	if err := q.awaitFunnel(ctx, did); err != nil {
-		return errors.Join(held, err)
+	q.complain(err)
+	if err := q.awaitFunnel(ctx, did); exitCode(err) > exitBroken {
+		return err
+	} else if err != nil {
+		q.complain(err)
 	}
-	q.screen.done("%s opened, %s clicked, %s unsubscribed, and ClickHouse counts the same", thousands(did.Opened), thousands(did.Clicked), thousands(did.Unsubscribed))
-	return held
-}
-
-// distinct drops repeated mails, and counts recipients.
-func distinct(all []reader.Delivery) (mails []reader.Delivery, recipients int64) {
-	seen, people := map[string]bool{}, map[string]bool{}
-	for _, d := range all {
-		if !seen[d.MessageID] {
-			seen[d.MessageID] = true
-			mails = append(mails, d)
-		}
-		people[strings.ToLower(d.Recipient)] = true
-	}
-	return mails, int64(len(people))
-}
-
-// delivered holds the outbox, a witness who knows nothing of Hikyaku, against
-// the balance: what was accepted is there, what is there was accepted or is
-// uncertain, and at most once means once.
-func (q *quickstart) delivered(lines, messages int64) error {
-	r := &q.result
-	switch {
-	case messages < r.Accepted:
-		return broken("the outbox has %d messages of this run, but %d are said to be accepted", messages, r.Accepted)
-	case messages > r.Accepted+r.Uncertain:
-		return broken("the outbox has %d messages of this run, but only %d are said to be accepted and %d uncertain", messages, r.Accepted, r.Uncertain)
-	case lines > messages && q.atMostOnce:
-		return broken("the outbox has %d copies of messages that were to be sent at most once", lines-messages)
-	}
+	q.screen.done("%s opened, %s clicked, %s unsubscribed; ClickHouse counts %s, %s and %s", thousands(did.Opened), thousands(did.Clicked), thousands(did.Unsubscribed),
+		thousands(q.result.Opened), thousands(q.result.Clicked), thousands(q.result.Unsubscribed))
 	return nil
+}
+
+// complain notes a promise that did not hold; the steps go on, to show what there is.
+func (q *quickstart) complain(err error) {
+	if err != nil {
+		q.screen.line("NOT AS PROMISED: %v", err)
+		q.complaints = append(q.complaints, err)
+	}
+}
+
+// classes gives what is said to have become of each message of the run, by its id as in mails.
+func (q *quickstart) classes(ctx context.Context) (map[string]string, error) {
+	e, err := q.hikyaku.run(ctx, "sql", "--json", "SELECT toString(message_id) AS id, toString(class) AS class FROM messages WHERE run_id = toUUID('"+dashed(q.result.RunID)+"') AND class != 'excluded'")
+	if err != nil {
+		return nil, err
+	}
+	if e.code != exitDone {
+		return nil, &failure{e.code, errors.New(e.lastLine())}
+	}
+	classes := map[string]string{}
+	for dec := json.NewDecoder(strings.NewReader(e.stdout)); ; {
+		var m struct{ ID, Class string }
+		if err := dec.Decode(&m); errors.Is(err, io.EOF) {
+			return classes, nil
+		} else if err != nil {
+			return nil, broken("hikyaku sql --json did not answer with JSON: %w", err)
+		}
+		classes[strings.ReplaceAll(m.ID, "-", "")] = m.Class
+	}
+}
+
+// witness holds the outbox, which knows nothing of Hikyaku, against what is said
+// of each message: what was accepted is there, what is there was accepted or is
+// uncertain, and at most once means once. It returns the run's mails without
+// copies, and how many recipients they have. Mails of other runs are left out.
+func witness(since []reader.Delivery, classes map[string]string, atMostOnce bool) (mails []reader.Delivery, recipients int64, err error) {
+	there, people := map[string]bool{}, map[string]bool{}
+	var copies, unexpected, absent int
+	for _, d := range since {
+		id, _, _ := strings.Cut(strings.Trim(d.MessageID, "<>"), "@")
+		class, ours := classes[id]
+		switch {
+		case !ours:
+			continue
+		case there[id]:
+			copies++
+			continue
+		case class != "accepted" && class != "uncertain":
+			unexpected++
+		}
+		there[id] = true
+		people[strings.ToLower(d.Recipient)] = true
+		mails = append(mails, d)
+	}
+	for id, class := range classes {
+		if class == "accepted" && !there[id] {
+			absent++
+		}
+	}
+	var errs []error
+	if absent > 0 {
+		errs = append(errs, broken("%d messages are said to be accepted, but the outbox does not have them", absent))
+	}
+	if unexpected > 0 {
+		errs = append(errs, broken("the outbox has %d messages that are said to be neither accepted nor uncertain", unexpected))
+	}
+	if copies > 0 && atMostOnce {
+		errs = append(errs, broken("the outbox has %d copies of messages that were to be sent at most once", copies))
+	}
+	return mails, int64(len(people)), errors.Join(errs...)
 }
 
 // awaitFunnel waits until ClickHouse shows what the readers did.
@@ -493,7 +539,6 @@ func (q *quickstart) awaitFunnel(ctx context.Context, did reader.Did) error {
 // show tells what came of it, and what to try.
 func (q *quickstart) show(ctx context.Context) error {
 	q.screen.step("What became of everybody")
-	q.result.Seconds = float64(time.Since(q.began).Milliseconds()) / 1000
 	for _, args := range [][]string{{"balance", q.result.RunID}, {"funnel", q.campaign}} {
 		e, err := q.hikyaku.run(ctx, args...)
 		if err != nil {
@@ -517,9 +562,9 @@ func (q *quickstart) show(ctx context.Context) error {
 	q.screen.line("")
 	q.screen.done("done after %s altogether", seconds(time.Since(q.began)))
 	if !q.result.Balanced {
-		return broken("run %s does not balance", q.result.RunID)
+		q.complaints = append(q.complaints, broken("run %s does not balance", q.result.RunID))
 	}
-	return nil
+	return errors.Join(q.complaints...)
 }
 
 // somebody is a person whose message has the class; anybody of the run if nobody's has.
