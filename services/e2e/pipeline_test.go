@@ -4,6 +4,9 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"net/http"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/sethvargo/go-envconfig"
@@ -109,4 +112,128 @@ func TestPipelineBalances(t *testing.T) {
 	s.requireBalance(people, b)
 	s.requireOneMailEach(people.accepted())
 	s.requireAllCommitted()
+}
+
+// One upload of a list with a coupon per person ends in personalised mails: the
+// audience is the segment, the template reads what the list says of the person.
+// A second list replaces the first.
+func TestSegmentUploadBecomesPersonalMails(t *testing.T) {
+	s := startStack(t)
+	s.provision()
+	s.services()
+	s.define(`
+---
+kind: ImportSpec
+id: tasters
+source: {prefix: imports/tasters/, format: csv}
+user_id: {column: id}
+segment: {id: tasters, attributes: {coupon: {column: coupon}}}
+---
+kind: Audience
+id: invited
+filter:
+  all: [{segment: tasters}, {attribute: {name: age, gte: 18}}]
+---
+kind: Template
+id: coupon
+channel: email
+subject: "{{ name }}: {{ segment.tasters.coupon }}"
+text: "Your coupon is {{ segment.tasters.coupon }}"
+strict: true
+---
+kind: Campaign
+id: tasting
+audience: invited
+template: coupon
+from: {name: Hikyaku, address: hello@example.test}
+`)
+	people := makePopulation(60)
+	s.drop(people)
+	s.upload("tasters", "first.csv", "id,coupon\nu0000,A-0\nu0001,A-1\nu0009,A-9\nu9999,A-X\n")
+	b := s.run("tasting")
+	require.EqualValues(t, 2, b.Audience, "u0009 is 17, u9999 has no profile")
+	require.EqualValues(t, 2, b.Accepted)
+	require.True(t, b.Balanced)
+
+	s.upload("tasters", "second.csv", "id,coupon\nu0001,B-1\nu0002,B-2\n")
+	b = s.run("tasting", "--again", "--yes")
+	require.EqualValues(t, 2, b.Accepted)
+	subjects := s.subjects()
+	require.ElementsMatch(t, []string{"Name 0: A-0", "Name 1: A-1", "Name 1: B-1", "Name 2: B-2"}, subjects)
+}
+
+// Opens, clicks and an unsubscription are seen in the funnel, and whoever
+// unsubscribed is excluded from the next run.
+func TestWhatReadersDoIsCountedAndActedOn(t *testing.T) {
+	s := startStack(t)
+	s.provision()
+	s.services()
+	s.define("")
+	people := makePopulation(40)
+	s.drop(people)
+	s.run("greeting")
+
+	mails := s.mailTexts()
+	links := regexp.MustCompile(regexp.QuoteMeta(s.env["TRACKING_URL"]) + `/[cou]/[A-Za-z0-9_-]+`)
+	var opened, clicked int
+	for i, mail := range mails {
+		for _, link := range links.FindAllString(mail, -1) {
+			kind := strings.TrimPrefix(link, s.env["TRACKING_URL"])[:3]
+			switch {
+			case kind == "/o/" && i < 4:
+				require.Equal(t, http.StatusOK, request(t, http.MethodGet, link, ""))
+				opened++
+			case kind == "/c/" && i < 2:
+				require.Equal(t, http.StatusFound, request(t, http.MethodGet, link, ""))
+				require.Equal(t, http.StatusBadRequest, request(t, http.MethodGet, link[:len(link)-1], ""), "a tampered link leads nowhere")
+				clicked++
+			case kind == "/u/" && i == 0:
+				require.Equal(t, http.StatusOK, request(t, http.MethodGet, link, ""), "looking does not unsubscribe")
+				require.Equal(t, http.StatusOK, request(t, http.MethodPost, link, "List-Unsubscribe=One-Click"))
+			}
+		}
+	}
+	require.Equal(t, 4, opened)
+	require.Equal(t, 2, clicked)
+	var funnel struct {
+		Steps []struct {
+			Step   string
+			People int64
+		}
+	}
+	s.eventually("the funnel shows it", func() bool {
+		s.hikyaku(&funnel, "funnel", "greeting")
+		got := map[string]int64{}
+		for _, step := range funnel.Steps {
+			got[step.Step] = step.People
+		}
+		return got["opened"] == 4 && got["clicked"] == 2 && got["unsubscribed"] == 1
+	})
+	b := s.run("greeting", "--again", "--yes")
+	require.True(t, b.Balanced)
+	require.Equal(t, people.unsubscribed+1, b.Excluded["unsubscribed"])
+}
+
+// A cancelled run ends and balances: what was not sent is accounted for.
+func TestCancelledRunBalances(t *testing.T) {
+	s := startStack(t)
+	s.env["WINDOW"], s.env["SMTP_CONNECTIONS"] = "40", "1"
+	s.provision()
+	s.services()
+	s.define("")
+	people := makePopulation(5000)
+	s.drop(people)
+	var started struct {
+		RunID string `json:"run_id"`
+	}
+	s.hikyaku(&started, "start", "greeting")
+	s.eventually("mails go out", func() bool { return s.mails() > 20 })
+	s.hikyaku(nil, "cancel", started.RunID)
+	b := s.ended(started.RunID)
+	require.Equal(t, "cancelled", b.State)
+	require.True(t, b.Balanced, "%+v", b)
+	require.Equal(t, people.audience, b.Audience)
+	require.NotZero(t, b.Excluded["run_cancelled"])
+	require.Less(t, b.Accepted, people.accepted())
+	s.requireOneMailEach(b.Accepted)
 }
