@@ -1,5 +1,5 @@
 // Package kafka is how services talk to Kafka: records in and out in the
-// Confluent wire format, tables, the freshness barrier, and the two loops
+// Confluent wire format, tables, the freshness barrier, and the loops
 // every service runs in.
 //
 // The promise: an offset is committed only when everything its record caused is
@@ -10,6 +10,9 @@
 //   - [Cluster.RunTransform] reads, decides and writes Kafka to Kafka: outputs
 //     and offsets commit in one transaction, or the batch is read again.
 //   - [Cluster.RunEffect] reads and acts on the outside: offsets move last.
+//   - [Cluster.RunClaims] is for an effect that cannot be undone: the claim before
+//     a call is the offset commit itself, which the broker refuses to a member
+//     that has lost its partition (I8).
 //   - [Cluster.Table] holds a whole topic, without a group.
 //
 // While Kafka is away loops wait, say so in Health once per change, and go on by
