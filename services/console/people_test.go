@@ -345,6 +345,8 @@ func TestExplainLooksAtTheListsThatTheRunSaw(t *testing.T) {
 	require.Contains(t, s.ok("explain", "coupons", "new").out, "is in the audience and would be excluded: not_subscribed")
 	s.insert("run_rows", row{"run_id": identity.Hash("run"), "campaign_id": "coupons", "state": "finished", "audience_id": "tasters", "audience_version": int64(1),
 		"requested_at": time.Now(), "as_of": time.Now(), "segments": map[string][]uuid.UUID{"tasters": {uuid.UUID(old)}}})
+	s.insert("profile_rows", row{"user_id": "old", "revision": int64(1)})
+	require.Contains(t, s.ok("explain", "coupons", "old").out, "no condition fails today", "the list that the run saw had this person")
 	out := s.ok("explain", "coupons", "new").out
 	require.Contains(t, out, "asks for: segment tasters\n  it saw: not a member of tasters")
 }

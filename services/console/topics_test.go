@@ -105,6 +105,28 @@ func TestTopicReadFollows(t *testing.T) {
 	}
 }
 
+func TestTopicReadFromTheEndShowsOnlyWhatComes(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.event("ann", "before")
+	s.event("bob", "before")
+	done := make(chan answer, 1)
+	go func() { done <- s.hikyaku("topic", "read", "events", "--from", "end", "--limit", "1") }()
+	// It may begin at any moment: events come until one has been seen.
+	for i := 0; ; i++ {
+		select {
+		case a := <-done:
+			require.Equal(t, exitDone, a.code, a.err)
+			require.Contains(t, a.out, `"after`)
+			require.NotContains(t, a.out, `"before"`)
+			return
+		case <-time.After(50 * time.Millisecond):
+			require.Less(t, i, 400, "it sees nothing")
+			s.event("ann", fmt.Sprintf("after %d", i))
+		}
+	}
+}
+
 func TestTopicListIsTheCatalogue(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
