@@ -167,7 +167,9 @@ func (a *app) topicRead(ctx context.Context, name string, q reading) error {
 	switch q.from {
 	case "start":
 	case "end":
-		opts = append(opts, kafka.TableFrom(time.Now()))
+		// No record is as young as that, and then it is the end: now would be the
+		// beginning of a millisecond in which there were records.
+		opts = append(opts, kafka.TableFrom(time.Now().AddDate(100, 0, 0)))
 		q.follow = true // otherwise there is nothing to read
 	default:
 		at, err := time.Parse(time.RFC3339, q.from)
