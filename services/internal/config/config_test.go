@@ -109,7 +109,7 @@ func TestSecretsAreHiddenEverywhere(t *testing.T) {
 	config.Markdown(&doc, []config.Documented{{Service: "sender", Config: settings{}}})
 	_, bad := load(map[string]string{"S3_BUCKET": "b", "SMTP_PASSWORD": "wrong"})
 	for where, text := range map[string]string{
-		"%v": fmt.Sprintf("%v", c), "%+v": fmt.Sprintf("%+v", c), "%#v": fmt.Sprintf("%#v", c.Password), "%s": fmt.Sprintf("%s", c.Password),
+		"%v": fmt.Sprintf("%v", c), "%+v": fmt.Sprintf("%+v", c), "%#v": fmt.Sprintf("%#v", c.Password), "%s": fmt.Sprintf("%s", c.Password), //nolint:staticcheck // what %s makes of it is what is tested
 		"json": string(asJSON), "slog": log.String(), "help": help.String(), "markdown": doc.String(), "error": bad.Error(),
 	} {
 		if strings.Contains(text, "correct horse") || strings.Contains(text, "hunter2") || strings.Contains(text, "wrong") {

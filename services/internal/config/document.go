@@ -197,6 +197,6 @@ func (v variable) row() string {
 	if def != "-" && def != "required" && def != hidden {
 		def = "`" + def + "`"
 	}
-	cell := strings.NewReplacer("|", `\|`, "\n", " ")
+	cell := strings.NewReplacer("|", `\|`, "\n", " ", "<", `\<`)
 	return fmt.Sprintf("| `%s` | %s | %s | %s |", v.Name, cell.Replace(def), cell.Replace(v.Unit), cell.Replace(v.Help))
 }
