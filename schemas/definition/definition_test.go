@@ -67,13 +67,13 @@ func TestABodyReadsBackToTheSameDefinitionAndTheSameBody(t *testing.T) {
 
 func TestSpellingDoesNotChangeABody(t *testing.T) {
 	t.Parallel()
-	a, errs := definition.Parse("a.yaml", []byte(`
+	_, errs := definition.Parse("a.yaml", []byte(`
 kind: Audience
 id: x
 filter: {all: [{attribute: {name: n, in: [b, a, b]}}, {event: {name: e}}, {event: {name: f, count: {gt: 1, lt: 4}, within: 48h, since: }}]}
 `), definition.Options{})
 	require.Len(t, errs, 1, "since without a value")
-	a, errs = definition.Parse("a.yaml", []byte(`
+	a, errs := definition.Parse("a.yaml", []byte(`
 kind: Audience
 id: x
 filter: {all: [{attribute: {name: n, in: [b, a, b]}}, {event: {name: e}}, {event: {name: f, count: {gt: 1, lt: 4}, within: 48h}}]}

@@ -10,8 +10,6 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/audience"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
-
-	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/ledger"
 )
 
 // asker asks ClickHouse: who is in an audience, and what became of a run's
@@ -78,7 +76,7 @@ func (a *asker) Classes(ctx context.Context, run identity.ID) (map[string]int64,
 		if err := rows.Scan(&class, &n); err != nil {
 			return nil, fmt.Errorf("counting the messages of run %s: %w", run, err)
 		}
-		counts[ledger.Class(class)] += int64(n)
+		counts[class] += int64(n)
 	}
 	return counts, rows.Err()
 }

@@ -169,7 +169,7 @@ func classify(err error) error {
 	// writer's opening has just aborted.
 	for _, overtaken := range []error{kerr.ProducerFenced, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping, kerr.InvalidTxnState} {
 		if errors.Is(err, overtaken) {
-			return fault.Transient(fmt.Errorf("%w (%v)", ErrOvertaken, err))
+			return fault.Transient(fmt.Errorf("%w (%w)", ErrOvertaken, err))
 		}
 	}
 	return fault.Transient(err)

@@ -236,7 +236,7 @@ func (n *captureNode) render(r *run) error {
 	captured := string(r.out)
 	r.out = outer
 	if err != nil {
-		if err == errBreak || err == errContinue { //nolint:errorlint // sentinels of this package, never wrapped
+		if err == errBreak || err == errContinue { // sentinels of this package, never wrapped
 			r.capture(n.name, captured)
 		}
 		return err
@@ -368,7 +368,7 @@ func (n *forNode) render(r *run) error {
 		loop["index"], loop["index0"] = i+1, i
 		loop["rindex"], loop["rindex0"] = count-i, count-i-1
 		r.vars[n.variable] = at(from + position)
-		switch err := r.sequence(n.body); err { //nolint:errorlint // sentinels of this package, never wrapped
+		switch err := r.sequence(n.body); err { // sentinels of this package, never wrapped
 		case nil, errContinue:
 		case errBreak:
 			return nil

@@ -365,8 +365,7 @@ func (q *quickstart) follow(ctx context.Context) error {
 			last, moved = s, time.Now()
 		}
 		if time.Since(moved) > stallPatience {
-			q.takeBalance(ctx)
-			return broken("run %s has not moved for %s: %s", q.result.RunID, stallPatience, s.line())
+			return errors.Join(broken("run %s has not moved for %s: %s", q.result.RunID, stallPatience, s.line()), q.takeBalance(ctx))
 		}
 		q.screen.progress(s.line())
 		if !s.ended() {

@@ -179,7 +179,7 @@ func (f *Server) talk(c net.Conn, number int) {
 		case Drop:
 			return false
 		case Hang:
-			io.Copy(io.Discard, in)
+			_, _ = io.Copy(io.Discard, in)
 			return false
 		}
 		fmt.Fprintf(c, "%s\r\n", reply)
