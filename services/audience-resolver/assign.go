@@ -46,7 +46,7 @@ func (l *personLoop) Assigned(ctx context.Context, partitions []int32) error {
 		delete(l.now, partition)
 	}
 	gone := func(k counterKey) bool { return slices.Contains(partitions, k.partition) }
-	maps.DeleteFunc(l.counters, func(k counterKey, _ *bookedCounters) bool { return gone(k) })
+	maps.DeleteFunc(l.counters, func(k counterKey, _ *event.RunCounters) bool { return gone(k) })
 	// The counters of these partitions and the runs driven from them are in the
 	// view once it has read what the last owner wrote.
 	if err := l.caught(ctx); err != nil {
@@ -61,7 +61,7 @@ func (l *personLoop) Assigned(ctx context.Context, partitions []int32) error {
 // instance owns now. The store keeps their records: it may get them back.
 func (l *personLoop) Revoked(partitions []int32) {
 	gone := func(p int32) bool { return slices.Contains(partitions, p) }
-	maps.DeleteFunc(l.counters, func(k counterKey, _ *bookedCounters) bool { return gone(k.partition) })
+	maps.DeleteFunc(l.counters, func(k counterKey, _ *event.RunCounters) bool { return gone(k.partition) })
 	maps.DeleteFunc(l.driven, func(_ identity.ID, r *event.Run) bool { return gone(topic.Partition(r.CampaignID, l.cluster.P())) })
 	maps.DeleteFunc(l.rates, func(p int32, _ *rate) bool { return gone(p) })
 	maps.DeleteFunc(l.now, func(p int32, _ time.Time) bool { return gone(p) })

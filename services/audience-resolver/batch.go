@@ -30,9 +30,12 @@ type batch struct {
 	profiles map[string]*cell[event.Profile]
 	states   map[string]*cell[event.PersonState]
 	counters map[counterKey]*event.RunCounters
+	campaign map[identity.ID]string // of runs with counters
 	runs     map[identity.ID]*event.Run
 	out      []*kgo.Record
-	ended    map[int32]int64 // messages that ended, per partition: for the window's measured rate
+	now      map[int32]time.Time // the latest tick of this batch, per partition
+	produced time.Time           // when its latest record was written
+	ended    map[int32]int64     // messages that ended, per partition: for the window's measured rate
 }
 
 type cell[T any] struct {
@@ -48,7 +51,44 @@ type counterKey struct {
 
 func (l *personLoop) newBatch() *batch {
 	return &batch{l: l, profiles: map[string]*cell[event.Profile]{}, states: map[string]*cell[event.PersonState]{},
-		counters: map[counterKey]*event.RunCounters{}, runs: map[identity.ID]*event.Run{}, ended: map[int32]int64{}}
+		counters: map[counterKey]*event.RunCounters{}, campaign: map[identity.ID]string{}, runs: map[identity.ID]*event.Run{},
+		now: map[int32]time.Time{}, ended: map[int32]int64{}}
+}
+
+// time is the time on a partition: the maximum of the ticks seen, zero before
+// the first one since the assignment.
+func (b *batch) time(partition int32) time.Time {
+	if now := b.now[partition]; now.After(b.l.now[partition]) {
+		return now
+	}
+	return b.l.now[partition]
+}
+
+// timeOf is the time of a decision: the partition's latest tick, or, before
+// the first one since the assignment, the moment the run began.
+func (b *batch) timeOf(partition int32, run *event.RunState) time.Time {
+	if now := b.time(partition); now.After(run.AsOf) {
+		return now
+	}
+	return run.AsOf
+}
+
+// latest is the latest time seen on any partition, for stamps that people read;
+// before the first tick, when the batch was written. It is never zero, a year
+// that ClickHouse does not have.
+func (b *batch) latest() time.Time {
+	var t time.Time
+	for _, seen := range []map[int32]time.Time{b.l.now, b.now} {
+		for _, now := range seen {
+			if now.After(t) {
+				t = now
+			}
+		}
+	}
+	if t.IsZero() {
+		return b.produced
+	}
+	return t
 }
 
 // profile returns the cell of a person's profile.
@@ -102,14 +142,14 @@ func (b *batch) count(run identity.ID, campaign string, partition int32) *event.
 	}
 	var c *event.RunCounters
 	if known := b.l.counters[k]; known != nil {
-		c = runs.CloneCounters(known.RunCounters)
+		c = runs.CloneCounters(known)
 	} else if c = b.l.view.Counters(run, partition); c == nil {
 		// The view was read to the end when the partition was assigned, and
 		// nobody else writes these: what it lacks does not exist.
 		c = &event.RunCounters{Partition: partition}
 	}
 	b.counters[k] = c
-	b.l.campaigns[run] = strings.Clone(campaign)
+	b.campaign[run] = campaign
 	return c
 }
 
@@ -166,7 +206,7 @@ func (b *batch) flush(now time.Time) ([]*kgo.Record, error) {
 	}
 	for k, c := range b.counters {
 		c.UpdatedAt = now
-		if err := b.emit(topic.Runs, runs.CountersKey(k.run, k.partition), &event.Run{RunID: k.run, CampaignID: b.l.campaigns[k.run], Counters: c}); err != nil {
+		if err := b.emit(topic.Runs, runs.CountersKey(k.run, k.partition), &event.Run{RunID: k.run, CampaignID: b.campaign[k.run], Counters: c}); err != nil {
 			return nil, fmt.Errorf("writing the counters of run %s: %w", k.run, err)
 		}
 	}

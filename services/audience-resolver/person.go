@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -36,6 +37,10 @@ const rememberMessages = 90 * 24 * time.Hour
 // undo is another flip of the pointer, so the older lists must still be there.
 const rememberImports = 16
 
+// rememberAtMost bounds them: a record that grew beyond what Kafka takes could
+// never be written again. Messages that wait are never forgotten.
+const rememberAtMost = 2000
+
 // rateWindow is the span over which the rate of endings is measured.
 const rateWindow = 60
 
@@ -52,13 +57,11 @@ type personLoop struct {
 	log     *slog.Logger
 	metrics *metrics
 
-	// now is the time per partition: the maximum of the ticks seen. Time enters
-	// here and nowhere else.
-	now      map[int32]time.Time
-	counters map[counterKey]*bookedCounters
-	driven   map[identity.ID]*event.Run // latest state of runs that this instance drives
-	// campaigns names the campaign of runs with counters.
-	campaigns map[identity.ID]string
+	// now is the time per partition: the maximum of the ticks committed. Time
+	// enters here and nowhere else.
+	now       map[int32]time.Time
+	counters  map[counterKey]*event.RunCounters // as committed, of runs that have not ended
+	driven    map[identity.ID]*event.Run        // latest state of runs that this instance drives
 	rates     map[int32]*rate
 	schedules map[string]scheduledAt // by campaign, decoded once per version
 	batch     *batch                 // of the transaction in flight
@@ -66,9 +69,6 @@ type personLoop struct {
 	mu    sync.Mutex
 	owned []int32 // for the ticker, which runs beside the loop
 }
-
-// bookedCounters are counters as committed.
-type bookedCounters struct{ *event.RunCounters }
 
 type scheduledAt struct {
 	version int64
@@ -84,8 +84,8 @@ type rate struct {
 
 func newPersonLoop(c *kafka.Cluster, cfg Config, log *slog.Logger, m *metrics) *personLoop {
 	return &personLoop{cluster: c, cfg: cfg, log: log, metrics: m,
-		now: map[int32]time.Time{}, counters: map[counterKey]*bookedCounters{}, driven: map[identity.ID]*event.Run{},
-		campaigns: map[identity.ID]string{}, rates: map[int32]*rate{}, schedules: map[string]scheduledAt{}}
+		now: map[int32]time.Time{}, counters: map[counterKey]*event.RunCounters{}, driven: map[identity.ID]*event.Run{},
+		rates: map[int32]*rate{}, schedules: map[string]scheduledAt{}}
 }
 
 // decode reads a value of one of our own changelogs. A changelog that cannot be
@@ -103,6 +103,9 @@ func (l *personLoop) Transform(ctx context.Context, records []*kgo.Record) ([]*k
 	b := l.newBatch()
 	l.batch = b
 	for _, r := range inOrder(l.cluster.NameOf, records) {
+		if r.Timestamp.After(b.produced) {
+			b.produced = r.Timestamp
+		}
 		err := l.handle(ctx, b, r)
 		if err == nil {
 			continue
@@ -114,18 +117,7 @@ func (l *personLoop) Transform(ctx context.Context, records []*kgo.Record) ([]*k
 		b.out = append(b.out, l.cluster.Park(r, err)...)
 		l.metrics.parked.Inc()
 	}
-	return b.flush(l.latest())
-}
-
-// latest is the latest time seen on any partition: for stamps people read.
-func (l *personLoop) latest() time.Time {
-	var t time.Time
-	for _, now := range l.now {
-		if now.After(t) {
-			t = now
-		}
-	}
-	return t
+	return b.flush(b.latest())
 }
 
 func (l *personLoop) handle(ctx context.Context, b *batch, r *kgo.Record) error {
@@ -135,10 +127,16 @@ func (l *personLoop) handle(ctx context.Context, b *batch, r *kgo.Record) error 
 		if err := l.cluster.Decode(r, &patch); err != nil {
 			return err
 		}
+		if err := l.atHome(patch.UserID, r); err != nil {
+			return err
+		}
 		return l.patch(b, &patch, r.Partition)
 	case topic.SegmentMembers:
 		var m event.SegmentMember
 		if err := l.cluster.Decode(r, &m); err != nil {
+			return err
+		}
+		if err := l.atHome(m.UserID, r); err != nil {
 			return err
 		}
 		return l.join(b, &m, r.Partition)
@@ -147,10 +145,16 @@ func (l *personLoop) handle(ctx context.Context, b *batch, r *kgo.Record) error 
 		if err := l.cluster.Decode(r, &o); err != nil {
 			return err
 		}
+		if err := l.atHome(o.UserID, r); err != nil {
+			return err
+		}
 		return l.settle(b, &o, r.Partition)
 	case topic.RunRequests:
 		var q event.RunRequest
 		if err := l.cluster.Decode(r, &q); err != nil {
+			return err
+		}
+		if err := l.atHome(q.CampaignID, r); err != nil {
 			return err
 		}
 		return l.request(ctx, b, &q, r.Partition)
@@ -165,9 +169,22 @@ func (l *personLoop) handle(ctx context.Context, b *batch, r *kgo.Record) error 
 		if err := l.cluster.Decode(r, &c); err != nil {
 			return err
 		}
+		if err := l.atHome(c.UserID, r); err != nil {
+			return err
+		}
 		return l.admit(ctx, b, &c, r.Partition)
 	}
 	return fault.Fatal(fmt.Errorf("the person loop does not read %s", r.Topic))
+}
+
+// atHome refuses a record about somebody who lives on another partition: its
+// writer had another partitioner, and what came of it would be kept where nobody
+// looks for it (I6), or written by a second driver.
+func (l *personLoop) atHome(id string, r *kgo.Record) error {
+	if home := topic.Partition(id, l.cluster.P()); id == "" || home != r.Partition {
+		return fault.Poison(fmt.Errorf("it lies on partition %d and belongs on %d", r.Partition, home))
+	}
+	return nil
 }
 
 func (l *personLoop) patch(b *batch, patch *event.ProfilePatch, partition int32) error {
@@ -267,7 +284,7 @@ func (l *personLoop) admit(ctx context.Context, b *batch, q *event.Candidate, pa
 	if err != nil {
 		return err
 	}
-	now := l.timeOf(partition, &run)
+	now := b.timeOf(partition, &run)
 	m := event.MessageState{MessageID: id, RunID: q.RunID, CampaignID: campaign, At: now}
 	address, why := admit.Decide(admit.Question{Profile: person.rec, Channel: run.Channel, Consent: run.Consent, Cancelled: run.CancelRequested})
 	if why != "" {
@@ -317,20 +334,20 @@ func (l *personLoop) requestMessage(b *batch, id identity.ID, q *event.Candidate
 	return b.emit(topic.MessageRequestsBulk, q.UserID, req)
 }
 
-// recent drops what is too old to be remembered and waits for nothing.
+// recent drops what waits for nothing and is too old to be remembered, or the
+// oldest of too many.
 func recent(messages []event.MessageState, now time.Time) []event.MessageState {
-	return slices.DeleteFunc(messages, func(m event.MessageState) bool {
+	messages = slices.DeleteFunc(messages, func(m event.MessageState) bool {
 		return m.Class != ledger.Waiting && now.Sub(m.At) > rememberMessages
 	})
-}
-
-// timeOf is the time of a decision: the partition's latest tick, or, before
-// the first one since the assignment, the moment the run began.
-func (l *personLoop) timeOf(partition int32, run *event.RunState) time.Time {
-	if now := l.now[partition]; now.After(run.AsOf) {
-		return now
-	}
-	return run.AsOf
+	extra := len(messages) - rememberAtMost
+	return slices.DeleteFunc(messages, func(m event.MessageState) bool {
+		if extra <= 0 || m.Class == ledger.Waiting {
+			return false
+		}
+		extra--
+		return true
+	})
 }
 
 // runOf returns a run that some driver, here or elsewhere, has written. What is
@@ -351,7 +368,7 @@ func (l *personLoop) runOf(ctx context.Context, id identity.ID) (string, event.R
 
 // request starts or cancels a run.
 func (l *personLoop) request(ctx context.Context, b *batch, q *event.RunRequest, partition int32) error {
-	now := l.now[partition]
+	now := b.time(partition)
 	if q.RequestedAt.After(now) {
 		now = q.RequestedAt
 	}
@@ -360,10 +377,18 @@ func (l *personLoop) request(ctx context.Context, b *batch, q *event.RunRequest,
 		if q.RunID == nil {
 			return fault.Poison(errors.New("a cancel names no run"))
 		}
-		if _, _, err := l.runOf(ctx, *q.RunID); err != nil {
-			return err
+		// The run may have been started in this very batch: nobody has read it yet.
+		r, ok := b.run(*q.RunID)
+		if !ok {
+			if _, _, err := l.runOf(ctx, *q.RunID); err != nil {
+				return err
+			}
+			r, _ = b.run(*q.RunID)
 		}
-		r, _ := b.run(*q.RunID)
+		if r.CampaignID != q.CampaignID {
+			// Its driver is another, and only a driver writes the state.
+			return fault.Poison(fmt.Errorf("run %s is not of campaign %s", *q.RunID, q.CampaignID))
+		}
 		if runs.Ended(r.State.State) || r.State.CancelRequested {
 			return nil
 		}
@@ -379,17 +404,15 @@ func (l *personLoop) request(ctx context.Context, b *batch, q *event.RunRequest,
 		if err := l.defs.CaughtUp(ctx); err != nil {
 			return fault.Transient(fmt.Errorf("reading the definitions: %w", err))
 		}
-		return l.begin(b, id, q.CampaignID, q.Again, &q.RequestID, q.RequestedAt, now)
+		l.begin(b, id, q.CampaignID, q.Again, &q.RequestID, q.RequestedAt, now)
+		return nil
 	}
 	return fault.Poison(fmt.Errorf("unknown action %q", q.Action))
 }
 
 // begin writes the first state of a run: preparing, or refused with the reason.
-func (l *personLoop) begin(b *batch, id identity.ID, campaignID string, again bool, requestID *identity.ID, requestedAt, now time.Time) error {
-	v, why, err := l.versions(campaignID)
-	if err != nil {
-		return err
-	}
+func (l *personLoop) begin(b *batch, id identity.ID, campaignID string, again bool, requestID *identity.ID, requestedAt, now time.Time) {
+	v, why := l.versions(campaignID)
 	if why == "" && !again {
 		for _, other := range l.runsOf(b, campaignID) {
 			if r, ok := b.run(other); ok && other != id && r.State.State != runs.Refused && r.State.State != runs.Failed {
@@ -400,10 +423,9 @@ func (l *personLoop) begin(b *batch, id identity.ID, campaignID string, again bo
 	}
 	if why != "" {
 		b.write(id, campaignID, schedule.Refused(requestID, requestedAt, now, why))
-		return nil
+		return
 	}
 	b.write(id, campaignID, schedule.New(v, requestID, requestedAt, now))
-	return nil
 }
 
 // runsOf returns the runs of a campaign, those of this batch included.
@@ -419,31 +441,34 @@ func (l *personLoop) runsOf(b *batch, campaignID string) []identity.ID {
 	return out
 }
 
-// versions pins the definitions in force, or says in words what is missing.
-func (l *personLoop) versions(campaignID string) (v schedule.Versions, missing string, err error) {
+// versions pins the definitions in force, or says in words what is missing. One
+// that this version of the service cannot read is missing, too: its campaign is
+// refused, and nobody else stops.
+func (l *personLoop) versions(campaignID string) (v schedule.Versions, missing string) {
+	var err error
 	campaign, ok := l.defs.Head(definition.KindCampaign, campaignID)
 	if !ok {
-		return v, notApplied("campaign", campaignID), nil
+		return v, notApplied("campaign", campaignID)
 	}
 	v.CampaignVersion = campaign.Number
 	if v.Campaign, err = definitions.Decode[*definition.Campaign](campaign); err != nil {
-		return v, "", err
+		return v, err.Error()
 	}
 	head, ok := l.defs.Head(definition.KindAudience, v.Campaign.Audience)
 	if !ok {
-		return v, notApplied("audience", v.Campaign.Audience), nil
+		return v, notApplied("audience", v.Campaign.Audience)
 	}
 	v.AudienceVersion = head.Number
 	audience, err := definitions.Decode[*definition.Audience](head)
 	if err != nil {
-		return v, "", err
+		return v, err.Error()
 	}
 	if head, ok = l.defs.Head(definition.KindTemplate, v.Campaign.Template); !ok {
-		return v, notApplied("template", v.Campaign.Template), nil
+		return v, notApplied("template", v.Campaign.Template)
 	}
 	template, err := definitions.Decode[*definition.Template](head)
 	if err != nil {
-		return v, "", err
+		return v, err.Error()
 	}
 	v.TemplateVersion, v.Channel = head.Number, template.Channel
 	for _, segment := range audience.Filter.Segments() {
@@ -451,13 +476,13 @@ func (l *personLoop) versions(campaignID string) (v schedule.Versions, missing s
 		if def, ok := l.defs.Head(definitions.KindSegment, segment); ok {
 			s, err := definitions.DecodeSegment(def)
 			if err != nil {
-				return v, "", err
+				return v, err.Error()
 			}
 			pin.ImportIDs = s.Imports
 		}
 		v.Segments = append(v.Segments, pin)
 	}
-	return v, "", nil
+	return v, ""
 }
 
 func notApplied(kind, id string) string {
@@ -466,10 +491,10 @@ func notApplied(kind, id string) string {
 
 // tick moves time on, and with it the schedules and runs driven from here.
 func (l *personLoop) tick(ctx context.Context, b *batch, t *event.Tick, partition int32) error {
-	if !t.At.After(l.now[partition]) {
+	if !t.At.After(b.time(partition)) {
 		return nil // late or repeated: harmless, time is the maximum seen
 	}
-	l.now[partition] = t.At
+	b.now[partition] = t.At
 	now := t.At
 	drives := func(campaign string) bool { return topic.Partition(campaign, l.cluster.P()) == partition }
 
@@ -478,10 +503,7 @@ func (l *personLoop) tick(ctx context.Context, b *batch, t *event.Tick, partitio
 		if !drives(id) {
 			continue
 		}
-		at, err := l.scheduled(def)
-		if err != nil {
-			return err
-		}
+		at := l.scheduled(ctx, def)
 		due, late := schedule.Due(at, now)
 		if !due {
 			continue
@@ -492,8 +514,8 @@ func (l *personLoop) tick(ctx context.Context, b *batch, t *event.Tick, partitio
 		}
 		if late != "" {
 			b.write(run, id, schedule.Refused(nil, at.Time, now, late))
-		} else if err := l.begin(b, run, id, false, nil, at.Time, now); err != nil {
-			return err
+		} else {
+			l.begin(b, run, id, false, nil, at.Time, now)
 		}
 	}
 
@@ -520,16 +542,18 @@ func (l *personLoop) tick(ctx context.Context, b *batch, t *event.Tick, partitio
 }
 
 // scheduled returns when a campaign is to start.
-func (l *personLoop) scheduled(v definitions.Version) (definition.At, error) {
+func (l *personLoop) scheduled(ctx context.Context, v definitions.Version) definition.At {
 	if known, ok := l.schedules[v.ID]; ok && known.version == v.Number {
-		return known.at, nil
+		return known.at
 	}
-	campaign, err := definitions.Decode[*definition.Campaign](v)
-	if err != nil {
-		return definition.At{}, err
+	s := scheduledAt{version: v.Number}
+	if campaign, err := definitions.Decode[*definition.Campaign](v); err != nil {
+		l.log.ErrorContext(ctx, "a campaign cannot be read and is never started", "campaign_id", v.ID, "version", v.Number, "error", err)
+	} else {
+		s.at = campaign.At
 	}
-	l.schedules[v.ID] = scheduledAt{v.Number, campaign.At}
-	return campaign.At, nil
+	l.schedules[v.ID] = s
+	return s.at
 }
 
 // Committed books what the batch changed. The Kafka transaction has committed;
@@ -554,8 +578,9 @@ func (l *personLoop) Committed(out []*kgo.Record) {
 		}
 	}
 	for k, c := range b.counters {
-		l.counters[k] = &bookedCounters{c}
+		l.counters[k] = c
 	}
+	maps.Copy(l.now, b.now)
 	for id, r := range b.runs {
 		l.driven[id] = r
 	}
@@ -565,10 +590,18 @@ func (l *personLoop) Committed(out []*kgo.Record) {
 	}
 }
 
-// forgetEnded drops runs from the driver's own books once the view, which
-// trails them, has read their end too. Before that the view would show them
-// open, and they would be ended twice.
+// forgetEnded drops runs from this instance's own books once the view, which
+// trails them, has read the same. Before that the view would show them open, and
+// they would be ended twice, or their counters would lose what the view lacks.
 func (l *personLoop) forgetEnded() {
+	for k, c := range l.counters {
+		if _, s, ok := l.view.State(k.run); !ok || !runs.Ended(s.State) {
+			continue
+		}
+		if read := l.view.Counters(k.run, k.partition); read != nil && runs.SameCounters(read, c) {
+			delete(l.counters, k)
+		}
+	}
 	for id := range l.driven {
 		if _, s, ok := l.view.State(id); ok && runs.Ended(s.State) {
 			delete(l.driven, id)
@@ -582,10 +615,17 @@ func (l *personLoop) Aborted() { l.batch = nil }
 
 // Pause names the candidates that must wait: those of partitions where a run
 // has as many people waiting as its share of the window. Whatever is beyond the
-// provider's pace stays a candidate, so that cancel and unsubscribe act on it.
+// provider's pace stays a candidate, so that cancel and unsubscribe act on it. A
+// cancelled run holds nobody up: its candidates are told so, and wait no more.
 func (l *personLoop) Pause() map[topic.Name][]int32 {
 	waiting := map[int32]int64{}
 	for k, c := range l.counters {
+		if c.Waiting == 0 {
+			continue
+		}
+		if _, s, _ := l.view.State(k.run); s.CancelRequested {
+			continue
+		}
 		waiting[k.partition] = max(waiting[k.partition], c.Waiting)
 	}
 	var paused []int32

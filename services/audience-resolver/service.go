@@ -16,7 +16,6 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/event"
-	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
@@ -42,6 +41,10 @@ type Service struct {
 	cluster *kafka.Cluster
 	conn    *clickhouse.Conn
 	metrics *metrics
+
+	// Tests make them smaller.
+	maxShard  int           // people
+	tickEvery time.Duration // in every partition
 }
 
 // New validates and wires; it opens nothing.
@@ -54,7 +57,8 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Service{cfg: cfg, tel: tel, cluster: cluster, conn: conn, metrics: newMetrics(tel.Registry)}, nil
+	return &Service{cfg: cfg, tel: tel, cluster: cluster, conn: conn, metrics: newMetrics(tel.Registry),
+		maxShard: schedule.MaxShard, tickEvery: time.Second}, nil
 }
 
 // Run resolves until ctx ends.
@@ -92,9 +96,9 @@ func (s *Service) Run(ctx context.Context) error {
 	person := newPersonLoop(s.cluster, s.cfg, s.tel.Log, s.metrics)
 	person.store, person.defs, person.view, person.driver, person.caught = store, defs, view, driver, table.CaughtUp
 
-	shards := &resolve.Shards{Cluster: s.cluster, Reader: asker, Now: func() time.Time { return time.Now().UTC().Truncate(time.Microsecond) },
-		State: func(ctx context.Context, run identity.ID) (event.RunState, error) {
-			return stateOf(ctx, view, table, run)
+	shards := &resolve.Shards{Cluster: s.cluster, Reader: asker, Max: s.maxShard, Now: func() time.Time { return time.Now().UTC().Truncate(time.Microsecond) },
+		State: func(ctx context.Context, shard *event.RunShard) (event.RunState, bool, error) {
+			return stateOf(ctx, view, table, shard)
 		}}
 
 	work, ctx := errgroup.WithContext(ctx)
@@ -108,7 +112,7 @@ func (s *Service) Run(ctx context.Context) error {
 			return s.cluster.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupShardLoop, Topics: topic.ReadBy(topic.GroupShardLoop),
 				MaxPollRecords: 1, Transformer: kafka.Each(s.cluster, shards.Resolve)})
 		})
-		work.Go(func() error { return (&ticker{s.cluster, ticks, person.Owned}).Run(ctx) })
+		work.Go(func() error { return (&ticker{s.cluster, ticks, s.tickEvery, person.Owned}).Run(ctx) })
 		return work.Wait()
 	})
 	err = loops.Wait()
@@ -139,19 +143,18 @@ func applyRun(c *kafka.Cluster, view *runs.View, r *kgo.Record) error {
 	return nil
 }
 
-// stateOf returns a run's state; the shard that names it was written after it.
-func stateOf(ctx context.Context, view *runs.View, table *kafka.Table, run identity.ID) (event.RunState, error) {
-	if _, s, ok := view.State(run); ok {
-		return s, nil
-	}
+// stateOf returns the state of a shard's run, and whether the shard is done. Both
+// were written, if at all, before this instance was given the shard: the shard
+// after the state, and the done mark with the offset that passes it.
+func stateOf(ctx context.Context, view *runs.View, table *kafka.Table, shard *event.RunShard) (s event.RunState, done bool, err error) {
 	if err := table.CaughtUp(ctx); err != nil {
-		return event.RunState{}, fault.Transient(fmt.Errorf("reading the topic runs: %w", err))
+		return s, false, fault.Transient(fmt.Errorf("reading the topic runs: %w", err))
 	}
-	_, s, ok := view.State(run)
+	_, s, ok := view.State(shard.RunID)
 	if !ok {
-		return s, fault.Poison(fmt.Errorf("run %s does not exist", run))
+		return s, false, fault.Poison(fmt.Errorf("run %s does not exist", shard.RunID))
 	}
-	return s, nil
+	return s, view.Done(shard.RunID, shard.Shard, shard.Of), nil
 }
 
 // waiter lets the driver wait for the pipeline.

@@ -14,19 +14,18 @@ import (
 )
 
 // ticker writes the time into every partition that this instance owns, once a
-// second. An instance that has lost a partition without knowing it may write a
+// second (every). An instance that has lost a partition without knowing it may write a
 // tick too many: harmless, because time is the maximum seen and what a tick
 // causes is committed with its offset by whoever owns the partition.
 type ticker struct {
 	cluster *kafka.Cluster
 	client  *kgo.Client
+	every   time.Duration
 	owned   func() []int32
 }
 
-const tickEvery = time.Second
-
 func (t *ticker) Run(ctx context.Context) error {
-	every := time.NewTicker(tickEvery)
+	every := time.NewTicker(t.every)
 	defer every.Stop()
 	for {
 		select {

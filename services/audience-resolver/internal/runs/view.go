@@ -4,6 +4,7 @@
 package runs
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -109,6 +110,19 @@ func (v *View) Counters(id identity.ID, partition int32) *event.RunCounters {
 		return nil
 	}
 	return CloneCounters(r.counters[partition])
+}
+
+// Done reports whether a shard has been read: it has a done mark.
+func (v *View) Done(id identity.ID, shard, of int32) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	r := v.runs[id]
+	return r != nil && r.shards[ShardKey(id, shard, of)] != nil
+}
+
+// SameCounters reports whether two counters are the same to the last field.
+func SameCounters(a, b *event.RunCounters) bool {
+	return bytes.Equal((&event.Run{Counters: a}).AppendAvro(nil), (&event.Run{Counters: b}).AppendAvro(nil))
 }
 
 // CloneCounters copies counters deeply.

@@ -136,7 +136,7 @@ func (d *Driver) Tick(run identity.ID, s event.RunState, now time.Time) Step {
 		case lacks != "":
 			s.State = runs.Sending
 		default:
-			return d.balance(run, s, totals, now)
+			return d.balance(run, s, now)
 		}
 		d.jobs.drop(run)
 		s.Note = ""
@@ -199,7 +199,7 @@ type proof struct{ difference string }
 
 // balance asks ClickHouse, once the resolver's own books are closed. A run
 // stays here until both agree.
-func (d *Driver) balance(run identity.ID, s event.RunState, totals runs.Totals, now time.Time) Step {
+func (d *Driver) balance(run identity.ID, s event.RunState, now time.Time) Step {
 	p := d.jobs.run(run, "balance", now, func(ctx context.Context, report func(string)) (any, error) {
 		if err := d.wait.Sunk(ctx, report); err != nil {
 			return nil, err
