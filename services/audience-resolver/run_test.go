@@ -325,8 +325,8 @@ func TestARunIsBlockedWhileTheSinkStandsStill(t *testing.T) {
 	s.sender()
 	s.start("0")
 	s.greeting()
-	s.people(3)
 	s.sink.set(func() { s.sink.off = true })
+	s.people(3)
 	run := s.request("greeting", false)
 	s.eventually(func() bool {
 		_, state, _ := s.view.State(run)

@@ -220,14 +220,19 @@ func (d *Driver) balance(run identity.ID, s event.RunState, now time.Time) Step 
 		}
 		return changed(s, now)
 	}
-	note := p.note
+	note := ""
+	if s.State == runs.Balancing {
+		note = s.Note // what the last look found stands until the next one has
+	}
 	switch {
 	case p.done && p.err != nil && !errors.Is(p.err, context.Canceled):
 		note = p.err.Error()
 	case p.done && p.err == nil:
 		note = p.result.(proof).difference
+	case !p.done && now.Sub(p.since) >= d.staleAfter:
+		note = p.note
 	}
-	if s.State == runs.Balancing && (s.Note == note || !p.done) {
+	if s.State == runs.Balancing && s.Note == note {
 		return Step{}
 	}
 	s.State, s.Note = runs.Balancing, note

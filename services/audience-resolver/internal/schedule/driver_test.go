@@ -24,6 +24,7 @@ var (
 // pipeline is a ClickHouse and a Kafka that answer when told to.
 type pipeline struct {
 	fresh    chan struct{}
+	sunk     chan struct{} // nil: at once
 	expected int64
 	err      error
 	classes  map[string]int64
@@ -44,7 +45,18 @@ func (p *pipeline) Fresh(ctx context.Context, report func(string)) error {
 		return ctx.Err()
 	}
 }
-func (p *pipeline) Sunk(context.Context, func(string)) error { return nil }
+func (p *pipeline) Sunk(ctx context.Context, report func(string)) error {
+	if p.sunk == nil {
+		return nil
+	}
+	report("group sink lacks 7 records of outcomes")
+	select {
+	case <-p.sunk:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 type fixture struct {
 	*pipeline
@@ -186,6 +198,25 @@ func TestStaleDataBlocksVisiblyAndGoesOnByItself(t *testing.T) {
 	close(f.fresh)
 	step = f.until(runs.Resolving)
 	require.Empty(t, step.State.Note)
+}
+
+func TestABalanceThatWaitsLongSaysForWhat(t *testing.T) {
+	t.Parallel()
+	p := &pipeline{fresh: make(chan struct{}), sunk: make(chan struct{}), expected: 1, classes: map[string]int64{"accepted": 1}}
+	close(p.fresh)
+	f := start(t, p)
+	f.until(runs.Resolving)
+	f.done(1, event.RunCounters{Requested: 1, Accepted: 1})
+	require.Empty(t, f.until(runs.Balancing).State.Note)
+	f.now = f.now.Add(2 * time.Minute)
+	for f.state.Note == "" {
+		f.tick()
+		time.Sleep(time.Millisecond)
+	}
+	require.Equal(t, "group sink lacks 7 records of outcomes", f.state.Note)
+	require.Equal(t, runs.Balancing, f.state.State)
+	close(p.sunk)
+	require.Empty(t, f.until(runs.Finished).State.Note)
 }
 
 func TestAQuestionClickHouseRefusesFailsTheRun(t *testing.T) {
