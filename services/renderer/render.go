@@ -6,6 +6,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/render"
 )
 
@@ -19,14 +20,19 @@ func (s *Service) stage(in *input, out *output) func(context.Context, *kgo.Recor
 		}
 		mail, err := s.mail.Email(ctx, &j.request, j.campaign, j.template)
 		var rejection *render.Rejection
-		switch {
-		case errors.As(err, &rejection):
-			s.metrics.rejected.WithLabelValues(rejection.Reason).Inc()
-			return out.rejected(&j.request, rejection)
-		case err != nil:
+		if err != nil && !errors.As(err, &rejection) {
 			return nil, err
 		}
-		s.metrics.bytes.Add(float64(len(mail.MIME)))
-		return out.rendered(&j.request, mail)
+		if rejection == nil {
+			records, err := out.rendered(&j.request, mail)
+			if !errors.Is(err, kafka.ErrTooLarge) {
+				s.metrics.bytes.Add(float64(len(mail.MIME)))
+				return records, err
+			}
+			// What stands beside the message in its record has no bound of its own.
+			rejection = &render.Rejection{Reason: render.TooLarge, Detail: "the message and what is said of it are more than a record holds"}
+		}
+		s.metrics.rejected.WithLabelValues(rejection.Reason).Inc()
+		return out.rejected(&j.request, rejection)
 	}
 }

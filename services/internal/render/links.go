@@ -13,11 +13,11 @@ import (
 func rewriteLinks(b []byte, src string, track func(target string) (string, error)) ([]byte, error) {
 	z := nethtml.NewTokenizer(strings.NewReader(src))
 	z.SetMaxBuf(len(src) + 1)
-	for {
+	for read := 0; ; read += len(z.Raw()) {
 		switch z.Next() {
 		case nethtml.ErrorToken:
-			// The input is in memory: the only error is its end.
-			return b, nil
+			// The input is in memory: the only error is its end, perhaps within a tag.
+			return append(b, src[read:]...), nil
 		case nethtml.StartTagToken, nethtml.SelfClosingTagToken:
 			raw := bytes.Clone(z.Raw()) // reading attributes changes it
 			name, more := z.TagName()
