@@ -35,6 +35,8 @@ func (l *personLoop) Assigned(ctx context.Context, partitions []int32) error {
 		if err := l.forgetOutdated(ctx, partition, ends); err != nil {
 			return err
 		}
+		// I1: what its last owner committed is here before the next record is
+		// decided, though this store may have missed it.
 		for _, name := range changelogs {
 			n, err := l.replay(ctx, name, partition, ends[name][partition])
 			if err != nil {

@@ -20,9 +20,10 @@ var order = map[topic.Name]int{
 	topic.Candidates:     5,
 }
 
-// inOrder sorts a batch by topic. The order within a partition stays (I6).
+// inOrder sorts a batch by topic. The order within a partition stays.
 func inOrder(name func(kafkaTopic string) topic.Name, records []*kgo.Record) []*kgo.Record {
 	sorted := slices.Clone(records)
+	// I6: stable, so that one topic's records of a person stay as they came.
 	slices.SortStableFunc(sorted, func(a, b *kgo.Record) int { return order[name(a.Topic)] - order[name(b.Topic)] })
 	return sorted
 }

@@ -251,6 +251,7 @@ func (l *personLoop) settle(b *batch, o *event.Outcome, partition int32) error {
 	attempt, ending := m.Attempt, m.Ending
 	before, moved := ledger.Apply(m, o.Outcome, o.Attempt)
 	if moved {
+		// I9: one unit from class to class, in the transaction that remembers it.
 		ledger.Move(b.count(m.RunID, m.CampaignID, partition), before, m.Class)
 		if before == ledger.Waiting {
 			b.ended[partition]++
@@ -275,6 +276,7 @@ func (l *personLoop) admit(ctx context.Context, b *batch, q *event.Candidate, pa
 		return err
 	}
 	books := b.count(q.RunID, campaign, partition)
+	// I5: known by what it is, however often and by whatever way it comes.
 	if slices.ContainsFunc(messages.rec.Messages, func(m event.MessageState) bool { return m.MessageID == id }) {
 		books.Repeats++
 		l.metrics.admitted.WithLabelValues("repeat").Inc()
@@ -610,7 +612,8 @@ func (l *personLoop) forgetEnded() {
 	}
 }
 
-// Aborted drops the overlay; the batch will be read again.
+// Aborted drops the overlay, and with it all that the batch changed; it will be
+// read again.
 func (l *personLoop) Aborted() { l.batch = nil }
 
 // Pause names the candidates that must wait: those of partitions where a run

@@ -187,6 +187,23 @@ func TestABatchSeesItsOwnChanges(t *testing.T) {
 	require.Equal(t, []int64{2, 1, 0, 1}, []int64{c.Repeats, c.Requested, c.Waiting, c.Accepted})
 }
 
+// I6: what is said of a person later stands, within a batch and between two.
+func TestPatchesOfOnePersonKeepTheirOrder(t *testing.T) {
+	b := newBench(t)
+	var batch []*kgo.Record
+	for age := range int64(20) {
+		p := personPatch("ann", "", "", age)
+		p.SetAt, p.OccurredAt = t0, t0 // no time tells them apart
+		batch = append(batch, b.record(topic.ProfileUpdates, "ann", p), b.tick("other", t0.Add(time.Duration(age)*time.Second)))
+	}
+	out := of[event.Profile](b, topic.Profiles, b.commit(batch...))
+	require.Len(t, out, 1)
+	require.EqualValues(t, 19, out[0].Attributes[0].Value.Int())
+	out = of[event.Profile](b, topic.Profiles, b.commit(b.record(topic.ProfileUpdates, "ann", personPatch("ann", "", "", 7))))
+	require.EqualValues(t, 7, out[0].Attributes[0].Value.Int())
+	require.EqualValues(t, 2, out[0].Revision)
+}
+
 // Two drivers of one run would overwrite each other: a cancel goes to the driver
 // of the run's own campaign or nowhere.
 func TestACancelThatNamesAnotherCampaignIsParked(t *testing.T) {

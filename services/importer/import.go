@@ -399,7 +399,7 @@ func written(before []event.Written, c *kafka.Cluster, records []*kgo.Record) []
 }
 
 // commit writes a batch and the progress after it in one transaction, or
-// neither. After an error the import is let go: whoever opens it next finds the
+// neither (I1). After an error the import is let go: whoever opens it next finds the
 // progress of the last commit.
 func (i *importing) commit(work context.Context, b *batch) error {
 	if err := i.transact(work, b); err != nil {

@@ -51,6 +51,7 @@ func (out *output) rejected(req *event.MessageRequest, why *render.Rejection) ([
 }
 
 func (out *output) outcome(req *event.MessageRequest, what string) *event.Outcome {
+	// I5: the same step of the same message has the same id, whoever writes it.
 	return &event.Outcome{OutcomeID: identity.Outcome(req.MessageID, what, 0, ""), MessageID: req.MessageID, RunID: req.RunID, CampaignID: req.CampaignID,
 		Variant: req.Variant, Step: req.Step, Lane: req.Lane, UserID: req.UserID, Channel: req.Channel,
 		Outcome: what, OccurredAt: out.now(), RendererVersion: render.Version}

@@ -181,6 +181,7 @@ func (l *claimLoop) commit(now time.Time, proposal []*claimItem) bool {
 				s.p.offset, s.p.metadata = s.offset, s.metadata
 			}
 			for _, item := range proposal {
+				// I8: acknowledged; what was refused never gets here.
 				if item.state == itemClaiming { // else its partition has been let go meanwhile
 					item.state = itemClaimed
 					l.reserve = append(l.reserve, item)

@@ -102,8 +102,7 @@ func header(r *kgo.Record, key string) string {
 	return ""
 }
 
-// Decode reads a record's value with the schema it was written with, whichever
-// version that is (I7). A registry that is away or does not know the schema is
+// Decode reads a record's value with the schema it was written with. A registry that is away or does not know the schema is
 // Transient; bytes that do not fit their schema are Poison.
 func (c *Cluster) Decode(r *kgo.Record, into event.Record) error {
 	id, payload, err := event.SplitHeader(r.Value)
@@ -114,6 +113,7 @@ func (c *Cluster) Decode(r *kgo.Record, into event.Record) error {
 	if err != nil {
 		return fmt.Errorf("decoding %s: %w", c.origin(r), err)
 	}
+	// I7: whichever version it was written with.
 	if err := event.DecodeWith(w.schema, payload, into); err != nil {
 		return fault.Poison(fmt.Errorf("decoding %s: %w", c.origin(r), err))
 	}

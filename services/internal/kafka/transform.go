@@ -259,7 +259,7 @@ func (l *transformLoop) rewind() error {
 	return l.sessionError("giving a batch back", err)
 }
 
-// commit makes outputs and offsets durable as one (I1), or neither.
+// commit makes outputs and offsets durable as one, or neither.
 func (l *transformLoop) commit(batch, out []*kgo.Record) error {
 	start := time.Now()
 	defer func() { l.stage.commit.Add(time.Since(start).Seconds()) }()
@@ -292,6 +292,7 @@ func (l *transformLoop) commit(batch, out []*kgo.Record) error {
 	// sends, and readers of its outputs stand still meanwhile.
 	endCtx, cancel := context.WithTimeout(l.work, endPatience)
 	defer cancel()
+	// I1: the offsets pass with all that their records caused, or not at all.
 	committed, err := l.sess.End(endCtx, kgo.TransactionEndTry(failed == nil))
 	if err = errors.Join(failed, err); err != nil || !committed {
 		l.aborted()

@@ -19,6 +19,7 @@ type workKey struct{}
 // WithDrain returns ctx carrying a drain time: every context that Drain makes of
 // it ends this long after ctx does, however late Drain was called.
 func WithDrain(ctx context.Context, drain time.Duration) context.Context {
+	// I4: the signal ends ctx, and not the work in hand.
 	work, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	context.AfterFunc(ctx, func() {
 		time.AfterFunc(drain, func() { end(fmt.Errorf("%w (%s)", ErrDrainTimeout, drain)) })
@@ -27,7 +28,7 @@ func WithDrain(ctx context.Context, drain time.Duration) context.Context {
 }
 
 // Drain returns the context on which a batch is finished, flushed and committed:
-// a signal does not interrupt it (I4), the drain deadline does, with the cause
+// a signal does not interrupt it, the drain deadline does, with the cause
 // ErrDrainTimeout. Call stop when the batch is done.
 func Drain(ctx context.Context) (work context.Context, stop func()) {
 	base, ok := ctx.Value(workKey{}).(context.Context)

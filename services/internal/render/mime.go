@@ -13,7 +13,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 )
 
-// mime writes the message. Everything that libraries would draw at random or
+// mime writes the message. I5: everything that libraries would draw at random or
 // read from the clock is set: Date, Message-ID, boundary.
 func mime(req *event.MessageRequest, campaign *definition.Campaign, m *Rendered, unsubscribe string) ([]byte, error) {
 	var h mail.Header

@@ -213,6 +213,7 @@ func (d *Driver) balance(run identity.ID, s event.RunState, now time.Time) Step 
 	if p.done {
 		d.jobs.drop(run)
 	}
+	// I9: finished when both countings agree, and not before.
 	if p.done && p.err == nil && p.result.(proof).difference == "" {
 		s.State, s.Note, s.Balanced, s.FinishedAt = runs.Finished, "", true, &now
 		if s.CancelRequested {
@@ -240,7 +241,7 @@ func (d *Driver) balance(run identity.ID, s event.RunState, now time.Time) Step 
 }
 
 // Difference compares the resolver's counters with ClickHouse's distinct
-// messages, class by class, and says in words where they differ. I9.
+// messages, class by class, and says in words where they differ.
 func Difference(t runs.Totals, counted map[string]int64) string {
 	var excluded int64
 	for i := range t.Excluded {
