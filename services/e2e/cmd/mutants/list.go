@@ -32,7 +32,7 @@ func mutants() []mutant {
 			"			return 0, err\n		}\n	}\n	return n, unreadable", "			return n, unreadable\n		}\n	}\n	return n, unreadable",
 			"services/event-collector", ".", "TestATableThatIsMissingStopsTheLine"},
 		{"I1", "a store that missed a commit is believed", resolver + "/assign.go",
-			"err = l.cluster.ReadPartition(ctx, name, partition, mark.Offset, end,", "err = l.cluster.ReadPartition(ctx, name, partition, end, end,",
+			"err = l.cluster.ReadPartition(ctx, name, partition, mark.Offset, end,", "err = l.cluster.ReadPartition(ctx, name, partition, max(mark.Offset, end), end,",
 			resolver, ".", "TestACrashBetweenCommitAndStoreIsReplayed"},
 		{"I1", "an aborted batch leaves its time behind", resolver + "/person.go",
 			"	b.now[partition] = t.At\n", "	l.now[partition] = t.At\n",
