@@ -47,8 +47,11 @@ func mutants() []mutant {
 		{"I2", "a dead letter that was refused counts as parked", loops + "effect.go",
 			"			if err := l.park(recs[0].r, err); err != nil {\n				return err\n			}\n", "			_ = l.park(recs[0].r, err)\n",
 			internal, "./kafka", "TestADeadLetterThatIsRefusedHoldsTheOffset"},
-		{"I2", "a message that does not decode is not counted as parked", loops + "deadletter.go",
+		{"I2", "what is parked is not counted", loops + "deadletter.go",
 			"	if parked, ok := c.Parked(r, reason); ok {", "	if parked, ok := c.Parked(r, reason); ok && parked == nil {",
+			"services/renderer", ".", "TestPoisonIsParkedAndCounted"},
+		{"I2", "a message that does not decode is nobody's", loops + "deadletter.go",
+			"	case \"MessageRequest\", \"Message\":", "	case \"MessageRequest\":",
 			internal, "./kafka", "TestAMessageThatDoesNotDecodeIsStillCounted"},
 
 		{"I3", "a rebalance does not wait for the batch", loops + "options.go",
