@@ -94,6 +94,9 @@ func (p *process) run(binary string) {
 		p.cmd.Env = append(p.cmd.Env, k+"="+v)
 	}
 	p.cmd.Env = append(p.cmd.Env, fmt.Sprintf("INSTANCE=%d", p.instance))
+	if p.instance > 0 { // links lead to the first
+		p.cmd.Env = append(p.cmd.Env, "COLLECTOR_ADDR="+free)
+	}
 	require.NoError(p.s.t, p.cmd.Start())
 	p.ended = make(chan error, 1)
 	cmd, ended := p.cmd, p.ended

@@ -605,7 +605,9 @@ func TestThreeImportersImportEachObjectOnce(t *testing.T) {
 	var all []*Service
 	for _, instance := range []string{"0", "1", "2"} {
 		// No spreading: they all try at the same moment, which is the worst case.
-		svc := s.importer(instance, func(_ *Config, times *timing) { times.spread = 0; times.takeover = 500 * time.Millisecond })
+		// A takeover must be longer than an owner is ever silent, or they take
+		// the file from each other for ever.
+		svc := s.importer(instance, func(_ *Config, times *timing) { times.spread = 0; times.takeover = 10 * time.Second })
 		s.run(svc, time.Second)
 		all = append(all, svc)
 	}

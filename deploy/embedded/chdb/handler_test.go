@@ -290,10 +290,10 @@ func TestAQueryEndsWhenItsClientGoesAway(t *testing.T) {
 				}
 				gone <- err
 			}()
-			require.Eventually(t, func() bool { return running(marker) == "1" }, 20*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return running(marker) == "1" }, time.Minute, 10*time.Millisecond)
 			cancel()
 			require.ErrorIs(t, <-gone, context.Canceled)
-			require.Eventually(t, func() bool { return running(marker) == "0" }, 20*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return running(marker) == "0" }, time.Minute, 10*time.Millisecond)
 		})
 	}
 }
