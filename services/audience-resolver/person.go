@@ -20,13 +20,13 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 
-	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/admit"
 	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/ledger"
 	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/profile"
 	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/resolve"
 	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/runs"
 	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/schedule"
 	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/state"
+	"github.com/hikyaku/hikyaku/services/internal/admit"
 )
 
 // rememberMessages is how long the id of a message is known, so that a repeat
@@ -288,7 +288,8 @@ func (l *personLoop) admit(ctx context.Context, b *batch, q *event.Candidate, pa
 	}
 	now := b.timeOf(partition, &run)
 	m := event.MessageState{MessageID: id, RunID: q.RunID, CampaignID: campaign, At: now}
-	address, why := admit.Decide(admit.Question{Profile: person.rec, Channel: run.Channel, Consent: run.Consent, Cancelled: run.CancelRequested})
+	address, consent := admit.Of(person.rec, run.Channel)
+	why := admit.Decide(admit.Question{Address: address, Consent: consent, Rule: run.Consent, Cancelled: run.CancelRequested})
 	if why != "" {
 		l.metrics.admitted.WithLabelValues(string(why)).Inc()
 		ledger.Exclude(&m)

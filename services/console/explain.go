@@ -14,6 +14,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
+	"github.com/hikyaku/hikyaku/services/internal/admit"
 	"github.com/hikyaku/hikyaku/services/internal/audience"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 )
@@ -393,20 +394,20 @@ const meaningOfUncertain = "the provider was asked and never answered, so they m
 // inWords explains a reason; the provider's codes speak for themselves.
 func inWords(reason string) string {
 	words, ok := map[string]string{
-		noAddress:            "no address on this channel",
-		unsubscribed:         "unsubscribed from this channel",
-		notSubscribed:        "the campaign asks for consent, and none is known",
-		"run_cancelled":      "the run was cancelled",
-		"template_error":     "the template failed for this person",
-		"invalid_address":    "the address is none",
-		"too_large":          "the message is too large",
-		"too_large_to_retry": "the message is too large to be kept for a retry",
-		"expired":            "too late to be sent",
-		"sender_lost":        "the sender ended before it heard the answer",
-		"no_answer":          "no answer to the finished message",
-		"connection_lost":    "the connection broke before the message was finished",
-		"retries_exhausted":  "refused for now as often as is allowed",
-		"poison":             "it could not be processed; hikyaku dead-letters shows it",
+		string(admit.NoAddress):     "no address on this channel",
+		string(admit.Unsubscribed):  "unsubscribed from this channel",
+		string(admit.NotSubscribed): "the campaign asks for consent, and none is known",
+		string(admit.RunCancelled):  "the run was cancelled",
+		"template_error":            "the template failed for this person",
+		"invalid_address":           "the address is none",
+		"too_large":                 "the message is too large",
+		"too_large_to_retry":        "the message is too large to be kept for a retry",
+		"expired":                   "too late to be sent",
+		"sender_lost":               "the sender ended before it heard the answer",
+		"no_answer":                 "no answer to the finished message",
+		"connection_lost":           "the connection broke before the message was finished",
+		"retries_exhausted":         "refused for now as often as is allowed",
+		"poison":                    "it could not be processed; hikyaku dead-letters shows it",
 	}[reason]
 	if !ok {
 		return reason

@@ -12,6 +12,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/definition/filter"
 	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/services/internal/admit"
 	"github.com/hikyaku/hikyaku/services/internal/audience"
 )
 
@@ -85,25 +86,10 @@ func (a *app) person(ctx context.Context, userID string) (*person, error) {
 	return &p, nil
 }
 
-// The reasons of admission, which the resolver decides by the same rule when a
-// campaign runs.
-const (
-	noAddress     = "no_address"
-	unsubscribed  = "unsubscribed"
-	notSubscribed = "not_subscribed"
-)
-
-// admission returns why the person would not be sent to now, or nothing.
+// admission returns why the person would not be sent to now, or nothing: the
+// resolver decides by the same rule when a campaign runs.
 func (p *person) admission(channel string, campaign *definition.Campaign) (reason string) {
-	switch consent := p.consents[channel]; {
-	case consent == "unsubscribed":
-		return unsubscribed
-	case campaign.Consent == definition.Subscribed && consent != "subscribed":
-		return notSubscribed
-	case p.addresses[channel] == "":
-		return noAddress
-	}
-	return ""
+	return string(admit.Decide(admit.Question{Address: p.addresses[channel], Consent: p.consents[channel], Rule: campaign.Consent}))
 }
 
 // placeholders are n of them, for IN (…).
