@@ -183,7 +183,7 @@ func (i *importing) writeFiles(work context.Context, state, reason string, super
 		ImportID: i.at.ImportID.String(), Spec: i.at.SpecID, SpecVersion: i.at.SpecVersion,
 		Bucket: i.at.Bucket, Key: i.at.Key, SizeBytes: i.at.SizeBytes,
 		State: state, Error: reason, Segment: i.at.SegmentID, Superseded: superseded,
-		StartedAt: i.at.StartedAt, Seconds: time.Since(i.at.StartedAt).Round(time.Millisecond).Seconds(),
+		StartedAt: i.at.StartedAt, Seconds: float64(time.Since(i.at.StartedAt).Milliseconds()) / 1000,
 		Rows: i.at.Rows, Rejected: i.at.Rejected,
 		ProfileUpdates: i.at.ProfileUpdates, SegmentMembers: i.at.SegmentMembers, Events: i.at.Events,
 	}
