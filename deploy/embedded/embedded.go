@@ -427,5 +427,10 @@ func Lock(dir string) (unlock func(), err error) {
 	if err := f.Truncate(0); err == nil {
 		fmt.Fprint(f, os.Getpid())
 	}
-	return func() { f.Close() }, nil
+	return func() {
+		// Not by closing alone: a child that is just being started has the file
+		// open too, until it is its own program.
+		_ = syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
+		f.Close()
+	}, nil
 }
