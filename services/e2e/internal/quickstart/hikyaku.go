@@ -6,17 +6,19 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+
+	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 )
 
 // hikyaku is the command, used as a person uses it.
 type hikyaku struct {
-	procs *processes
+	procs *process.Starter
 	bin   string
 	env   []string
 }
 
-func (h *hikyaku) run(ctx context.Context, args ...string) (ended, error) {
-	e, err := h.procs.run(ctx, tool{path: filepath.Join(h.bin, "hikyaku"), args: args, env: h.env})
+func (h *hikyaku) run(ctx context.Context, args ...string) (process.Ended, error) {
+	e, err := h.procs.Run(ctx, process.Tool{Path: filepath.Join(h.bin, "hikyaku"), Args: args, Env: h.env})
 	if err != nil {
 		return e, fmt.Errorf("running hikyaku %s: %w", args[0], err)
 	}
@@ -29,10 +31,10 @@ func (h *hikyaku) ask(ctx context.Context, into any, args ...string) error {
 	if err != nil {
 		return err
 	}
-	if e.code != exitDone {
-		return &failure{e.code, fmt.Errorf("hikyaku %s: %s", strings.Join(args, " "), strings.TrimPrefix(e.lastLine(), "hikyaku: "))}
+	if e.Code != exitDone {
+		return &failure{e.Code, fmt.Errorf("hikyaku %s: %s", strings.Join(args, " "), strings.TrimPrefix(e.LastLine(), "hikyaku: "))}
 	}
-	if err := json.Unmarshal([]byte(e.stdout), into); err != nil {
+	if err := json.Unmarshal([]byte(e.Stdout), into); err != nil {
 		return broken("hikyaku %s --json did not answer with JSON: %w", args[0], err)
 	}
 	return nil

@@ -8,89 +8,14 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 )
-
-// processes starts children. The kernel's "die with the parent" means the
-// thread that forked: one goroutine keeps one thread for it, as long as we live.
-type processes struct{ jobs chan func() }
-
-func newProcesses() *processes {
-	p := &processes{jobs: make(chan func())}
-	go func() {
-		runtime.LockOSThread()
-		for job := range p.jobs {
-			job()
-		}
-	}()
-	return p
-}
-
-func (p *processes) start(cmd *exec.Cmd) error {
-	cmd.SysProcAttr = attributes()
-	started := make(chan error, 1)
-	p.jobs <- func() { started <- cmd.Start() }
-	return <-started
-}
-
-// tool is a program that runs to its end.
-type tool struct {
-	path string
-	args []string
-	dir  string
-	env  []string
-	log  io.Writer // gets stderr too; nil for none
-}
-
-// ended says how a tool ended.
-type ended struct {
-	code           int
-	stdout, stderr string
-}
-
-// lastLine is what the tool said last on stderr: the error, for programs that say one.
-func (e ended) lastLine() string { return lastLines(e.stderr, 1) }
-
-// run waits for the tool. The error is about starting it, or the context's.
-func (p *processes) run(ctx context.Context, t tool) (ended, error) {
-	cmd := exec.Command(t.path, t.args...)
-	var stdout, stderr bytes.Buffer
-	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = t.dir, t.env, &stdout, &stderr
-	if t.log != nil {
-		cmd.Stdout, cmd.Stderr = io.MultiWriter(&stdout, t.log), io.MultiWriter(&stderr, t.log)
-	}
-	if err := p.start(cmd); err != nil {
-		return ended{}, err
-	}
-	exited := make(chan struct{})
-	go func() {
-		_ = cmd.Wait() // the code below is read from ProcessState
-		close(exited)
-	}()
-	select {
-	case <-exited:
-	case <-ctx.Done():
-		stopGroup(cmd.Process.Pid, exited, 5*time.Second)
-		return ended{}, context.Cause(ctx)
-	}
-	return ended{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}, nil
-}
-
-// stopGroup asks a process and what it started to end, and ends them after the grace.
-func stopGroup(pid int, exited <-chan struct{}, grace time.Duration) {
-	_ = syscall.Kill(-pid, syscall.SIGTERM) // it may be gone
-	select {
-	case <-exited:
-	case <-time.After(grace):
-	}
-	_ = syscall.Kill(-pid, syscall.SIGKILL)
-	<-exited
-}
 
 // program is one that runs until it is told to stop.
 type program struct {
@@ -107,7 +32,7 @@ type program struct {
 // pause that grows while it does not stay up.
 type supervised struct {
 	program
-	procs    *processes
+	procs    *process.Starter
 	screen   *screen
 	restarts *atomic.Int64
 	fatal    func(error) // it cannot run
@@ -119,7 +44,7 @@ type supervised struct {
 	mu     sync.Mutex
 	stdout bytes.Buffer
 	wasUp  bool
-	exit   *ended // how it last ended, while it does not run
+	exit   *process.Ended // how it last ended, while it does not run
 }
 
 const (
@@ -165,10 +90,10 @@ func (s *supervised) once() bool {
 	s.stdout.Reset()
 	s.exit = nil
 	s.mu.Unlock()
-	var stderr tail
+	var stderr process.Tail
 	cmd := exec.Command(s.path)
 	cmd.Env, cmd.Stdout, cmd.Stderr = s.env, io.MultiWriter(log, s), io.MultiWriter(log, &stderr)
-	if err := s.procs.start(cmd); err != nil {
+	if err := s.procs.Start(cmd); err != nil {
 		s.fatal(missing("starting %s: %w", s.name, err))
 		return false
 	}
@@ -182,7 +107,7 @@ func (s *supervised) once() bool {
 		grace := make(chan struct{})
 		go func() {
 			defer close(grace)
-			stopGroup(cmd.Process.Pid, exited, s.grace)
+			process.StopGroup(cmd.Process.Pid, exited, s.grace)
 		}()
 		select {
 		case <-grace:
@@ -193,14 +118,14 @@ func (s *supervised) once() bool {
 		return false
 	case <-exited:
 	}
-	e := ended{code: cmd.ProcessState.ExitCode(), stderr: stderr.String()}
+	e := process.Ended{Code: cmd.ProcessState.ExitCode(), Stderr: stderr.String()}
 	s.mu.Lock()
 	wasUp := s.wasUp
 	s.exit = &e
 	s.mu.Unlock()
 	// Settings do not mend themselves, nor does a port get free because we wait.
-	if !wasUp && (e.code == exitUsage || e.code == exitMissing) {
-		s.fatal(&failure{e.code, errors.New(strings.TrimSpace(lastLines(e.stderr, 3)))})
+	if !wasUp && (e.Code == exitUsage || e.Code == exitMissing) {
+		s.fatal(&failure{e.Code, errors.New(strings.TrimSpace(process.LastLines(e.Stderr, 3)))})
 		return false
 	}
 	s.screen.line("%s ended (%s) and is started again; its log: %s", s.name, cmd.ProcessState, s.log)
@@ -226,7 +151,7 @@ func (s *supervised) awaitUp(ctx context.Context, patience time.Duration) error 
 		s.mu.Unlock()
 		why := error(nil)
 		if exit != nil {
-			why = fmt.Errorf("it ended with code %d: %s", exit.code, lastLines(exit.stderr, 1))
+			why = fmt.Errorf("it ended with code %d: %s", exit.Code, process.LastLines(exit.Stderr, 1))
 		} else if why = s.up(ctx, stdout); why == nil {
 			s.mu.Lock()
 			s.wasUp = true
@@ -256,25 +181,4 @@ func pause(ctx context.Context, d time.Duration) error {
 	case <-time.After(d):
 		return nil
 	}
-}
-
-// tail keeps the end of what is written to it.
-type tail struct{ kept []byte }
-
-const tailBytes = 8 << 10
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.kept = append(t.kept, p...)
-	if len(t.kept) > 2*tailBytes {
-		t.kept = append(t.kept[:0], t.kept[len(t.kept)-tailBytes:]...)
-	}
-	return len(p), nil
-}
-
-func (t *tail) String() string { return string(t.kept) }
-
-// lastLines returns the last n lines that say anything.
-func lastLines(text string, n int) string {
-	lines := strings.Split(strings.TrimSpace(text), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }

@@ -23,6 +23,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hikyaku/hikyaku/services/e2e/internal/bucket"
+	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/quickstart/sample"
 )
 
@@ -131,7 +133,7 @@ func Main(args []string, getenv func(string) string, stdout, stderr io.Writer) i
 		close(hurry)
 	}()
 
-	q := &quickstart{options: o, root: root, getenv: getenv, screen: newScreen(stderr, 11), procs: newProcesses(), hurry: hurry, fail: stopNow, began: began}
+	q := &quickstart{options: o, root: root, getenv: getenv, screen: newScreen(stderr, 11), procs: process.NewStarter(), hurry: hurry, fail: stopNow, began: began}
 	err = q.run(ctx)
 	q.result.Seconds = float64(time.Since(began).Milliseconds()) / 1000
 	if err == nil && !o.once {
@@ -168,14 +170,14 @@ type quickstart struct {
 	root   string
 	getenv func(string) string
 	screen *screen
-	procs  *processes
+	procs  *process.Starter
 	hurry  chan struct{}
 	fail   func(error) // ends everything
 	began  time.Time
 
 	env      []string // of every child
 	hikyaku  *hikyaku
-	bucket   bucket
+	bucket   bucket.Bucket
 	restarts atomic.Int64
 	stack    *supervised
 	services []*supervised

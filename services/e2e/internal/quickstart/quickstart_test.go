@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/quickstart/reader"
 )
 
@@ -189,7 +190,7 @@ func keep(t *testing.T, text string) (*supervised, chan error) {
 				}
 				return errors.New("not up")
 			}},
-		procs: newProcesses(), screen: newScreen(io.Discard, 1), restarts: new(atomic.Int64), hurry: make(chan struct{}),
+		procs: process.NewStarter(), screen: newScreen(io.Discard, 1), restarts: new(atomic.Int64), hurry: make(chan struct{}),
 		fatal: func(err error) { fatal <- err },
 	}
 	s.supervise()
@@ -255,7 +256,7 @@ func TestAProgramWithBadSettingsIsNotStartedAgain(t *testing.T) {
 // parent is this test's program playing a quickstart that is killed.
 func parent() {
 	cmd := exec.Command("sleep", "600")
-	if err := newProcesses().start(cmd); err != nil {
+	if err := process.NewStarter().start(cmd); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hikyaku/hikyaku/services/e2e/internal/bucket"
+	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/quickstart/reader"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/quickstart/sample"
 )
@@ -47,12 +49,12 @@ func (q *quickstart) fetch(ctx context.Context) error {
 		return missing("npm is not installed; it fetches ClickHouse's engine (or set CLICKHOUSE_URL to a server, or LIBCHDB_PATH to a libchdb.so)")
 	}
 	q.screen.line("ClickHouse's engine as a library, with npm: 167 MB")
-	e, err := q.procs.run(ctx, tool{path: npm, args: []string{"ci", "--prefix", "deploy/embedded/chdb", "--no-audit", "--no-fund"}, dir: q.root, env: q.env})
+	e, err := q.procs.Run(ctx, process.Tool{Path: npm, Args: []string{"ci", "--prefix", "deploy/embedded/chdb", "--no-audit", "--no-fund"}, Dir: q.root, Env: q.env})
 	if err != nil {
 		return err
 	}
-	if e.code != 0 {
-		return missing("npm ci --prefix deploy/embedded/chdb failed: %s", lastLines(e.stderr, 3))
+	if e.Code != 0 {
+		return missing("npm ci --prefix deploy/embedded/chdb failed: %s", process.LastLines(e.Stderr, 3))
 	}
 	q.screen.done("fetched")
 	return nil
@@ -65,12 +67,12 @@ func (q *quickstart) build(ctx context.Context) error {
 		args = append(args, "./services/"+s+"/cmd/"+s)
 	}
 	// One call, so that what they share is built once.
-	e, err := q.procs.run(ctx, tool{path: "go", args: args, dir: q.root, env: q.env})
+	e, err := q.procs.Run(ctx, process.Tool{Path: "go", Args: args, Dir: q.root, Env: q.env})
 	if err != nil {
 		return err
 	}
-	if e.code != 0 {
-		q.screen.text(e.stderr)
+	if e.Code != 0 {
+		q.screen.text(e.Stderr)
 		return broken("the programs do not build")
 	}
 	q.screen.done("8 programs")
@@ -113,14 +115,14 @@ func (q *quickstart) provision(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	e, err := q.procs.run(ctx, tool{path: q.bin("provision"), env: q.env, log: log})
+	e, err := q.procs.Run(ctx, process.Tool{Path: q.bin("provision"), Env: q.env, Log: log})
 	if err != nil {
 		return err
 	}
-	if e.code != 0 {
-		return &failure{e.code, errors.New(e.lastLine())}
+	if e.Code != 0 {
+		return &failure{e.Code, errors.New(e.LastLine())}
 	}
-	q.screen.done("%s", strings.TrimPrefix(e.lastLine(), "provision: "))
+	q.screen.done("%s", strings.TrimPrefix(e.LastLine(), "provision: "))
 	return nil
 }
 
@@ -181,10 +183,10 @@ func (q *quickstart) define(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if e.code != 0 {
-		q.screen.text(e.stderr)
-		q.screen.text(e.stdout)
-		return &failure{e.code, errors.New("the definitions were not applied")}
+	if e.Code != 0 {
+		q.screen.text(e.Stderr)
+		q.screen.text(e.Stdout)
+		return &failure{e.Code, errors.New("the definitions were not applied")}
 	}
 	var applied struct {
 		Applied []struct {
@@ -192,7 +194,7 @@ func (q *quickstart) define(ctx context.Context) error {
 			Changed  bool
 		}
 	}
-	if err := json.Unmarshal([]byte(e.stdout), &applied); err != nil {
+	if err := json.Unmarshal([]byte(e.Stdout), &applied); err != nil {
 		return broken("hikyaku apply --json did not answer with JSON: %w", err)
 	}
 	var campaigns, specs, named []string
@@ -245,21 +247,21 @@ func (q *quickstart) load(ctx context.Context) error {
 	// A name of its own: the report of an earlier file of this name would be taken for this one's.
 	key := spec.Source.Prefix + time.Now().UTC().Format("20060102-150405-") + path.Base(filepath.ToSlash(q.input))
 	q.screen.step("Import %s from S3", filepath.Base(q.input))
-	q.bucket = folder{q.dropFolder()}
+	q.bucket = bucket.Folder{Dir: q.dropFolder()}
 	if endpoint := q.getenv("AWS_ENDPOINT_URL_S3"); endpoint != "" {
-		r, err := newRemote(ctx, endpoint, q.value("AWS_REGION", "us-east-1"), q.value("S3_BUCKET", "hikyaku"))
+		r, err := bucket.NewRemote(ctx, endpoint, q.value("AWS_REGION", "us-east-1"), q.value("S3_BUCKET", "hikyaku"))
 		if err != nil {
 			return err
 		}
 		q.bucket = r
 	}
-	if err := q.bucket.put(ctx, key, q.input); err != nil {
-		return fmt.Errorf("uploading %s: %w", key, err)
+	if err := q.bucket.Put(ctx, key, q.input); err != nil {
+		return missing("uploading %s: %w", key, err)
 	}
 	var last float64
 	moved := time.Now()
 	for {
-		text, there, err := q.bucket.get(ctx, key+".report.json")
+		text, there, err := q.bucket.Get(ctx, key+".report.json")
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return err
@@ -395,10 +397,10 @@ func (q *quickstart) takeBalance(ctx context.Context) error {
 		return err
 	}
 	// Code 1 says that it does not balance; the counts are there all the same.
-	if e.code > exitBroken {
-		return &failure{e.code, errors.New(e.lastLine())}
+	if e.Code > exitBroken {
+		return &failure{e.Code, errors.New(e.LastLine())}
 	}
-	if err := json.Unmarshal([]byte(e.stdout), &q.result); err != nil {
+	if err := json.Unmarshal([]byte(e.Stdout), &q.result); err != nil {
 		return broken("hikyaku balance --json did not answer with JSON: %w", err)
 	}
 	return nil
@@ -455,11 +457,11 @@ func (q *quickstart) classes(ctx context.Context) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.code != exitDone {
-		return nil, &failure{e.code, errors.New(e.lastLine())}
+	if e.Code != exitDone {
+		return nil, &failure{e.Code, errors.New(e.LastLine())}
 	}
 	classes := map[string]string{}
-	for dec := json.NewDecoder(strings.NewReader(e.stdout)); ; {
+	for dec := json.NewDecoder(strings.NewReader(e.Stdout)); ; {
 		var m struct{ ID, Class string }
 		if err := dec.Decode(&m); errors.Is(err, io.EOF) {
 			return classes, nil
@@ -543,9 +545,9 @@ func (q *quickstart) show(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		q.screen.text(e.stdout + "\n")
-		if e.code != 0 {
-			q.screen.text(e.stderr)
+		q.screen.text(e.Stdout + "\n")
+		if e.Code != 0 {
+			q.screen.text(e.Stderr)
 		}
 	}
 	if !q.set("SMTP_ADDR") {

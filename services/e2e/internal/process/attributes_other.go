@@ -1,6 +1,6 @@
 //go:build !linux
 
-package quickstart
+package process
 
 import "syscall"
 

@@ -1,4 +1,5 @@
-package quickstart
+// Package bucket reaches the bucket that files are imported from.
+package bucket
 
 import (
 	"context"
@@ -15,19 +16,21 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
-// bucket is where files are uploaded and reports appear: the embedded stack's
+// Bucket is where files are uploaded and reports appear: the embedded stack's
 // folder, or somebody's S3.
-type bucket interface {
-	put(ctx context.Context, key, file string) error
-	// get returns false while there is no such object.
-	get(ctx context.Context, key string) ([]byte, bool, error)
+type Bucket interface {
+	// Put uploads a file.
+	Put(ctx context.Context, key, file string) error
+	// Get returns false while there is no such object.
+	Get(ctx context.Context, key string) ([]byte, bool, error)
 }
 
-// folder is the bucket of the embedded stack: dropping a file is uploading it.
-type folder struct{ dir string }
+// Folder is the bucket of the embedded stack: dropping a file is uploading it.
+type Folder struct{ Dir string }
 
-func (f folder) put(_ context.Context, key, file string) error {
-	to := filepath.Join(f.dir, filepath.FromSlash(key))
+// Put implements Bucket.
+func (f Folder) Put(_ context.Context, key, file string) error {
+	to := filepath.Join(f.Dir, filepath.FromSlash(key))
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
 	}
@@ -45,21 +48,23 @@ func (f folder) put(_ context.Context, key, file string) error {
 	return errors.Join(err, out.Close())
 }
 
-func (f folder) get(_ context.Context, key string) ([]byte, bool, error) {
-	b, err := os.ReadFile(filepath.Join(f.dir, filepath.FromSlash(key)))
+// Get implements Bucket.
+func (f Folder) Get(_ context.Context, key string) ([]byte, bool, error) {
+	b, err := os.ReadFile(filepath.Join(f.Dir, filepath.FromSlash(key)))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, false, nil
 	}
 	return b, err == nil, err
 }
 
-// remote is a bucket behind AWS_ENDPOINT_URL_S3, reached with the SDK's usual variables.
-type remote struct {
+// Remote is a bucket behind AWS_ENDPOINT_URL_S3, reached with the SDK's usual variables.
+type Remote struct {
 	client *s3.Client
 	name   string
 }
 
-func newRemote(ctx context.Context, endpoint, region, name string) (*remote, error) {
+// NewRemote opens no connection.
+func NewRemote(ctx context.Context, endpoint, region, name string) (*Remote, error) {
 	cfg, err := awsconfig.LoadDefaultConfig(ctx, awsconfig.WithRegion(region),
 		// Many S3 servers refuse the checksums that the SDK adds by default.
 		awsconfig.WithRequestChecksumCalculation(aws.RequestChecksumCalculationWhenRequired),
@@ -67,22 +72,24 @@ func newRemote(ctx context.Context, endpoint, region, name string) (*remote, err
 	if err != nil {
 		return nil, fmt.Errorf("building the S3 client: %w", err)
 	}
-	return &remote{s3.NewFromConfig(cfg, func(o *s3.Options) { o.BaseEndpoint, o.UsePathStyle = &endpoint, true }), name}, nil
+	return &Remote{s3.NewFromConfig(cfg, func(o *s3.Options) { o.BaseEndpoint, o.UsePathStyle = &endpoint, true }), name}, nil
 }
 
-func (r *remote) put(ctx context.Context, key, file string) error {
+// Put implements Bucket.
+func (r *Remote) Put(ctx context.Context, key, file string) error {
 	f, err := os.Open(file)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	if _, err := r.client.PutObject(ctx, &s3.PutObjectInput{Bucket: &r.name, Key: &key, Body: f}); err != nil {
-		return missing("uploading to bucket %s: %w", r.name, err)
+		return fmt.Errorf("uploading to bucket %s: %w", r.name, err)
 	}
 	return nil
 }
 
-func (r *remote) get(ctx context.Context, key string) ([]byte, bool, error) {
+// Get implements Bucket.
+func (r *Remote) Get(ctx context.Context, key string) ([]byte, bool, error) {
 	out, err := r.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &r.name, Key: &key})
 	var none *types.NoSuchKey
 	if errors.As(err, &none) {
