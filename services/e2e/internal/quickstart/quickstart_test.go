@@ -256,7 +256,7 @@ func TestAProgramWithBadSettingsIsNotStartedAgain(t *testing.T) {
 // parent is this test's program playing a quickstart that is killed.
 func parent() {
 	cmd := exec.Command("sleep", "600")
-	if err := process.NewStarter().start(cmd); err != nil {
+	if err := process.NewStarter().Start(cmd); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
