@@ -57,6 +57,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	cluster.Expect(topic.GroupPersonLoop, topic.GroupShardLoop)
 	return &Service{cfg: cfg, tel: tel, cluster: cluster, conn: conn, metrics: newMetrics(tel.Registry),
 		maxShard: schedule.MaxShard, tickEvery: time.Second}, nil
 }

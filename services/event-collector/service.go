@@ -51,6 +51,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 			return nil, err
 		}
 		s.sinkInto(conn)
+		cluster.Expect(topic.GroupSink)
 	}
 	return s, nil
 }

@@ -39,6 +39,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	cluster.Expect(topic.GroupRenderer)
 	return &Service{cluster: cluster, mail: render.New(cfg.Tracking.URL, keys, topic.MaxRecordBytes-recordOverheadBytes), metrics: newMetrics(tel.Registry)}, nil
 }
 

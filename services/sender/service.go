@@ -43,6 +43,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	cluster.Expect(topic.GroupSender)
 	pool := smtp.NewPool(cfg.server(), smtp.PoolConfig{Connections: cfg.SMTPConnections, MessagesPerConnection: cfg.SMTPMessages, IdleLimit: cfg.SMTPIdle})
 	tel.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "sender_connections", Help: "Connections to the mail server that are open.",

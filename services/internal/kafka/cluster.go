@@ -66,6 +66,7 @@ func New(cfg Config, service string, tel *telemetry.Telemetry) (*Cluster, error)
 		catalogue: map[topic.Name]topic.Topic{}, names: map[string]topic.Name{},
 		registry: registry,
 	}
+	tel.SetMember(c.member)
 	for _, t := range topic.Catalogue() {
 		c.catalogue[t.Name] = t
 		c.names[t.Name.In(cfg.Namespace)] = t.Name

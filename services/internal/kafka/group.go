@@ -43,12 +43,21 @@ type membership struct {
 
 func (c *Cluster) newMembership(group topic.Group, s *stage, end context.CancelCauseFunc) *membership {
 	m := &membership{c: c, group: group, stage: s, end: end, wanted: make(chan struct{})}
-	c.tel.Health.Set(m.component(), fmt.Errorf("not yet a member of group %s", group.In(c.cfg.Namespace)))
+	c.Expect(group)
 	return m
 }
 
+// Expect says that this service is not ready before it is a member of these groups.
+func (c *Cluster) Expect(groups ...topic.Group) {
+	for _, g := range groups {
+		c.tel.Health.Expect(componentOf(g), fmt.Errorf("not yet a member of group %s", g.In(c.cfg.Namespace)))
+	}
+}
+
 // component is the loop's name in Health.
-func (m *membership) component() string { return "group " + string(m.group) }
+func (m *membership) component() string { return componentOf(m.group) }
+
+func componentOf(g topic.Group) string { return "group " + string(g) }
 
 // hooks are a membership's own, to be wrapped by the loop that has more to do.
 func (m *membership) hooks() groupHooks {

@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -37,8 +38,13 @@ func (w *brokerWatch) OnBrokerConnect(meta kgo.BrokerMetadata, _ time.Duration, 
 }
 
 // OnBrokerRead implements kgo.HookBrokerRead.
-func (w *brokerWatch) OnBrokerRead(_ kgo.BrokerMetadata, _ int16, _ int, _, _ time.Duration, err error) {
+func (w *brokerWatch) OnBrokerRead(meta kgo.BrokerMetadata, _ int16, _ int, _, _ time.Duration, err error) {
 	if err != nil {
+		// A network that swallows everything refuses no connection.
+		if time.Since(time.Unix(0, w.answered.Load())) > silence && !errors.Is(err, context.Canceled) && !errors.Is(err, net.ErrClosed) {
+			w.away.Store(true)
+			w.health.Set("kafka", fmt.Errorf("no answer from broker %s:%d: %w", meta.Host, meta.Port, err))
+		}
 		return
 	}
 	w.answered.Store(time.Now().UnixNano())

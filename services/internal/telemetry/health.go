@@ -16,13 +16,22 @@ import (
 // Readiness is whether everything it needs is there; liveness is whether its
 // loops still turn.
 type Health struct {
-	log   *slog.Logger
-	ready *prometheus.GaugeVec
+	log     *slog.Logger
+	ready   *prometheus.GaugeVec
+	outages *prometheus.CounterVec
+	now     func() time.Time
 
 	mu         sync.Mutex
-	components map[string]error
+	components map[string]component
 	beats      map[string]beat
 	stopping   bool
+}
+
+// component is how a part fares: nil is fine.
+type component struct {
+	err     error
+	since   time.Time // of the last change between fine and not
+	waiting bool      // for the first time, which is no news
 }
 
 type beat struct {
@@ -33,34 +42,65 @@ type beat struct {
 func newHealth(log *slog.Logger, reg prometheus.Registerer) *Health {
 	h := &Health{
 		log:        log,
-		components: map[string]error{},
+		now:        time.Now,
+		components: map[string]component{},
 		beats:      map[string]beat{},
 		ready: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "component_ready", Help: "1 while the component has what it needs, else 0.",
 		}, []string{"component"}),
+		outages: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "component_outages_total", Help: "How often the component has ceased to have what it needs, its start included if it had to wait.",
+		}, []string{"component"}),
 	}
-	reg.MustRegister(h.ready)
+	reg.MustRegister(h.ready, h.outages)
 	return h
 }
 
 // Set says how a component fares; nil is fine. A change between fine and not is
 // logged once; while it is not fine the newest reason is kept for /readyz and
-// not logged again, however often it is reported.
-func (h *Health) Set(component string, err error) {
+// /statusz and not logged again, however often it is reported.
+func (h *Health) Set(name string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	before, known := h.components[component]
-	h.components[component] = err
-	switch {
-	case err != nil && before == nil:
-		h.ready.WithLabelValues(component).Set(0)
-		h.log.Warn("component is not ready", "component", component, "reason", err.Error())
-	case err == nil && before != nil:
-		h.ready.WithLabelValues(component).Set(1)
-		h.log.Info("component is ready again", "component", component)
-	case !known:
-		h.ready.WithLabelValues(component).Set(1)
+	before, known := h.components[name]
+	now := component{err: err, since: before.since}
+	if !known || before.waiting || (err == nil) != (before.err == nil) {
+		now.since = h.now()
 	}
+	h.components[name] = now
+	switch {
+	case err != nil && (before.err == nil || before.waiting):
+		h.ready.WithLabelValues(name).Set(0)
+		h.outages.WithLabelValues(name).Inc()
+		h.log.Warn("component is not ready", "component", name, "reason", err.Error())
+	case err == nil && before.waiting:
+		h.ready.WithLabelValues(name).Set(1)
+	case err == nil && before.err != nil:
+		h.ready.WithLabelValues(name).Set(1)
+		h.log.Info("component is ready again", "component", name, "seconds_not_ready", now.since.Sub(before.since).Seconds())
+	case !known:
+		h.ready.WithLabelValues(name).Set(1)
+		h.outages.WithLabelValues(name) // shown from the start, as 0
+	}
+}
+
+// Expect says that a component is on its way: not ready, which is no news unless
+// it has been ready before.
+func (h *Health) Expect(name string, what error) {
+	h.mu.Lock()
+	before, known := h.components[name]
+	if !known || before.waiting {
+		if !known {
+			before.since = h.now()
+		}
+		h.components[name] = component{err: what, since: before.since, waiting: true}
+		h.ready.WithLabelValues(name).Set(0)
+		h.outages.WithLabelValues(name)
+		h.mu.Unlock()
+		return
+	}
+	h.mu.Unlock()
+	h.Set(name, what)
 }
 
 // Beat says that a loop has turned and will again within max; when it does not,
@@ -90,9 +130,9 @@ func (h *Health) NotReady() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var not []string
-	for c, err := range h.components {
-		if err != nil {
-			not = append(not, fmt.Sprintf("%s: %v", c, err))
+	for name, c := range h.components {
+		if c.err != nil {
+			not = append(not, fmt.Sprintf("%s: %v", name, c.err))
 		}
 	}
 	slices.Sort(not)

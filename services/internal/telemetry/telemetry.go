@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,7 +26,7 @@ import (
 
 // Config is where telemetry goes.
 type Config struct {
-	Addr      string     `env:"TELEMETRY_ADDR" unit:"host:port" help:"where /healthz, /readyz, /metrics and /debug/pprof are served; not served when unset"`
+	Addr      string     `env:"TELEMETRY_ADDR" unit:"host:port" help:"where /healthz, /readyz, /statusz, /metrics and /debug/pprof are served; not served when unset"`
 	LogLevel  slog.Level `env:"LOG_LEVEL, default=info" unit:"debug, info, warn or error" help:"what is logged"`
 	LogFormat string     `env:"LOG_FORMAT, default=text" unit:"text or json" help:"how it is logged, on stderr"`
 }
@@ -44,6 +45,9 @@ type Telemetry struct {
 	Registry *prometheus.Registry
 	Health   *Health
 
+	service    string
+	member     atomic.Pointer[string]
+	startedAt  time.Time
 	configured string
 	mu         sync.Mutex
 	listener   net.Listener
@@ -59,6 +63,8 @@ func New(service string, cfg Config, logTo io.Writer) *Telemetry {
 	t := &Telemetry{
 		Log:        slog.New(handler).With("service", service),
 		Registry:   prometheus.NewRegistry(),
+		service:    service,
+		startedAt:  time.Now().UTC(),
 		configured: cfg.Addr,
 	}
 	t.Registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -93,11 +99,13 @@ func (t *Telemetry) Addr() string {
 }
 
 // Handler answers /healthz (503 names the loops that stand still), /readyz (503
-// names what is missing), /metrics and /debug/pprof.
+// names what is missing), /statusz (all of it as JSON, a Status), /metrics and
+// /debug/pprof.
 func (t *Telemetry) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", answer(t.Health.Stuck))
 	mux.HandleFunc("GET /readyz", answer(t.Health.NotReady))
+	mux.HandleFunc("GET /statusz", t.serveStatus)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(t.Registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)

@@ -2,6 +2,7 @@ package telemetry_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -77,6 +78,68 @@ func TestReadinessNamesWhatIsMissing(t *testing.T) {
 	if code, body := get(t, h, "/readyz"); code != 503 || body != "stopping\n" {
 		t.Errorf("got %d %q", code, body)
 	}
+}
+
+// Whoever routes work by readiness must not be told "ready" by a process that
+// has not looked yet; and every start would otherwise be a warning.
+func TestWhatIsOnItsWayIsNotReadyAndNoNews(t *testing.T) {
+	t.Parallel()
+	var log strings.Builder
+	tel := telemetry.New("sender", telemetry.Config{}, &log)
+	h := tel.Handler()
+	tel.Health.Expect("group sender", errors.New("not yet a member"))
+	tel.Health.Expect("group sender", errors.New("not yet a member"))
+	if code, body := get(t, h, "/readyz"); code != 503 || body != "group sender: not yet a member\n" {
+		t.Errorf("got %d %q", code, body)
+	}
+	tel.Health.Set("group sender", nil)
+	if code, _ := get(t, h, "/readyz"); code != 200 || log.Len() != 0 {
+		t.Errorf("got %d, logged %s", code, &log)
+	}
+	tel.Health.Expect("group sender", errors.New("not yet a member again"))
+	if n := strings.Count(log.String(), "component is not ready"); n != 1 {
+		t.Errorf("a second way is news, once: %s", &log)
+	}
+}
+
+func TestStatusSaysWhatIsWrongAndSinceWhen(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tel := telemetry.New("sink", telemetry.Config{}, io.Discard)
+		tel.SetMember("sink-0")
+		status := func() (s telemetry.Status) {
+			if _, body := get(t, tel.Handler(), "/statusz"); json.Unmarshal([]byte(body), &s) != nil {
+				t.Fatal(body)
+			}
+			return s
+		}
+		tel.Health.Set("clickhouse", nil)
+		tel.Health.Set("kafka", nil)
+		time.Sleep(time.Minute)
+		began := time.Now()
+		tel.Health.Set("clickhouse", errors.New("refused"))
+		time.Sleep(time.Minute)
+		tel.Health.Set("clickhouse", errors.New("timed out"))
+		s := status()
+		if s.Service != "sink" || s.Member != "sink-0" || s.Ready || len(s.Components) != 2 {
+			t.Fatalf("%+v", s)
+		}
+		if c := s.Components[0]; c.Name != "clickhouse" || c.Ready || c.Reason != "timed out" || !c.Since.Equal(began) {
+			t.Errorf("%+v", c)
+		}
+		time.Sleep(time.Minute)
+		tel.Health.Set("clickhouse", nil)
+		if s := status(); !s.Ready || s.Components[0].Reason != "" || !s.Components[0].Since.Equal(time.Now()) {
+			t.Errorf("%+v", s)
+		}
+		if _, body := get(t, tel.Handler(), "/metrics"); !strings.Contains(body, `component_outages_total{component="clickhouse"} 1`) || !strings.Contains(body, `component_outages_total{component="kafka"} 0`) {
+			t.Error(body)
+		}
+		tel.Health.Stop()
+		if s := status(); s.Ready || !s.Stopping {
+			t.Errorf("%+v", s)
+		}
+	})
 }
 
 func TestALoopThatStandsStillIsNotAlive(t *testing.T) {
