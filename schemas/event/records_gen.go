@@ -9,6 +9,8 @@ func New(schemaName string) (Record, bool) {
 		return new(Candidate), true
 	case "DeadLetter":
 		return new(DeadLetter), true
+	case "DeadLetterMark":
+		return new(DeadLetterMark), true
 	case "Definition":
 		return new(Definition), true
 	case "Engagement":
@@ -50,6 +52,7 @@ func Names() []string {
 	return []string{
 		"Candidate",
 		"DeadLetter",
+		"DeadLetterMark",
 		"Definition",
 		"Engagement",
 		"Event",

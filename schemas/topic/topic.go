@@ -35,6 +35,7 @@ const (
 	DeadLettersRenderer  Name = "dead-letters.renderer"
 	DeadLettersSender    Name = "dead-letters.sender"
 	DeadLettersCollector Name = "dead-letters.event-collector"
+	DeadLetterMarks      Name = "dead-letter-marks"
 )
 
 // Group is a consumer group's name without the namespace.
@@ -103,6 +104,9 @@ func (t Topic) PartitionCount(p int) int {
 	return 1
 }
 
+// ByKey reports whether a record lies on the partition of its key.
+func (t Topic) ByKey() bool { return t.Person && (t.Key == "user_id" || t.Key == "campaign_id") }
+
 // Service names, as in topic rows, metrics and logs.
 const (
 	Importer  = "importer"
@@ -157,6 +161,9 @@ func Catalogue() []Topic {
 		deadLetters(DeadLettersRenderer, Renderer),
 		deadLetters(DeadLettersSender, Sender),
 		deadLetters(DeadLettersCollector, Collector),
+		// A mark is written after its dead letter and kept three times as long: none outlives its mark.
+		{Name: DeadLetterMarks, Record: "DeadLetterMark", Key: "service topic/partition@offset", Cleanup: Log, Retain: 90 * day,
+			Writers: []string{Console}, TableOf: []string{Console}},
 	}
 }
 

@@ -259,7 +259,7 @@ type outcome struct {
 // classOf is the rule of docs/architecture.md, "The class of a message", read
 // from the page and from nowhere else.
 func classOf(outcomes []outcome) (class, reason string) {
-	rank := map[string]int{"uncertain": 0, "deferred": 1, "expired": 2, "cancelled": 2, "failed": 3, "rejected": 3, "parked": 4}
+	rank := map[string]int{"uncertain": 0, "deferred": 1, "expired": 2, "cancelled": 2, "failed": 3, "rejected": 3, "parked": 4, "replayed": 5}
 	var last *outcome
 	for _, o := range outcomes {
 		switch o.name {
@@ -279,7 +279,7 @@ func classOf(outcomes []outcome) (class, reason string) {
 	switch {
 	case last == nil:
 		return "waiting", ""
-	case last.name == "deferred":
+	case last.name == "deferred", last.name == "replayed":
 		return "waiting", last.reason
 	}
 	return last.name, last.reason
@@ -290,9 +290,9 @@ func TestTheClassOfAMessageIsTheRuleWhateverOrderItsOutcomesComeIn(t *testing.T)
 	c := clickhousetest.Open(t)
 	anOutcome := rapid.Custom(func(r *rapid.T) outcome {
 		return outcome{
-			name: rapid.SampledFrom([]string{"rendered", "rejected", "accepted", "deferred", "deferred", "failed", "uncertain", "uncertain", "expired", "cancelled", "parked"}).Draw(r, "outcome"),
-			// Attempts of two digits: text must compare as numbers do.
-			attempt: rapid.SampledFrom([]int32{0, 1, 2, 9, 10, 11}).Draw(r, "attempt"),
+			name: rapid.SampledFrom([]string{"rendered", "rejected", "accepted", "deferred", "deferred", "failed", "uncertain", "uncertain", "expired", "cancelled", "parked", "replayed"}).Draw(r, "outcome"),
+			// Attempts of two digits, and what comes before the first: text must compare as numbers do.
+			attempt: rapid.SampledFrom([]int32{-1, 0, 1, 2, 9, 10, 11}).Draw(r, "attempt"),
 			reason:  rapid.SampledFrom([]string{"", "a", "b"}).Draw(r, "reason"),
 		}
 	})

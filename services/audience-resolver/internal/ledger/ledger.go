@@ -27,6 +27,7 @@ const (
 // The outcomes that do not name a class.
 const (
 	Deferred  = "deferred"  // a retry follows
+	Replayed  = "replayed"  // an operator put the record of a parked attempt back: another attempt follows
 	Delivered = "delivered" // evidence of acceptance
 )
 
@@ -44,8 +45,10 @@ func rank(outcome string) (int, bool) {
 		return 3, true
 	case Parked:
 		return 4, true
-	case Accepted, Delivered:
+	case Replayed:
 		return 5, true
+	case Accepted, Delivered:
+		return 6, true
 	}
 	return 0, false
 }
@@ -69,7 +72,8 @@ func Apply(m *event.MessageState, outcome string, attempt int32) (before Class, 
 		if attempt < m.Attempt {
 			return m.Class, false
 		}
-		if old, _ := rank(m.Ending); attempt == m.Attempt && !beats(r, outcome, old, m.Ending) {
+		old, ends := rank(m.Ending)
+		if attempt == m.Attempt && ends && !beats(r, outcome, old, m.Ending) {
 			return m.Class, false
 		}
 	}
@@ -78,7 +82,7 @@ func Apply(m *event.MessageState, outcome string, attempt int32) (before Class, 
 	switch {
 	case accepted:
 		m.Class = Accepted
-	case outcome == Deferred:
+	case outcome == Deferred || outcome == Replayed:
 		m.Class = Waiting
 	default:
 		m.Class = outcome
@@ -94,6 +98,21 @@ func beats(r int, outcome string, oldRank int, old string) bool {
 
 // Admit is the state of a message that was just requested.
 func Admit(m *event.MessageState) { m.Class = Waiting }
+
+// requested is the ending of an attempt that has none yet: any outcome of it
+// speaks, none of an earlier attempt does.
+const requested = "requested"
+
+// Readmit is the state of a message whose candidate was parked and is admitted
+// now, at the replay, as this attempt. It reports false for any other message,
+// and for a replay that was admitted before.
+func Readmit(m *event.MessageState, attempt int32) bool {
+	if m.Class != Waiting || m.Ending != Replayed || m.Attempt != attempt-1 {
+		return false
+	}
+	m.Attempt, m.Ending = attempt, requested
+	return true
+}
 
 // Exclude is the state of a person who is not sent to.
 func Exclude(m *event.MessageState) { m.Class = Excluded }

@@ -45,6 +45,14 @@ func TestClassOfAMessage(t *testing.T) {
 		{"acceptance arrives late", []said{{"failed", 2}, {"accepted", 1}}, ledger.Accepted},
 		{"delivered is evidence of acceptance", []said{{"uncertain", 1}, {"delivered", 1}}, ledger.Accepted},
 		{"parked ends the wait", []said{{"parked", 0}}, ledger.Parked},
+		{"replayed, it waits again", []said{{"parked", 1}, {"replayed", 1}}, ledger.Waiting},
+		{"parked again, though it was replayed", []said{{"parked", 1}, {"replayed", 1}, {"parked", 2}}, ledger.Parked},
+		{"replayed twice", []said{{"parked", 0}, {"replayed", 0}, {"parked", 1}, {"replayed", 1}}, ledger.Waiting},
+		{"the replay is refused for good", []said{{"parked", 1}, {"replayed", 1}, {"failed", 2}}, ledger.Failed},
+		{"nobody heard of the replay", []said{{"parked", 1}, {"replayed", 1}, {"uncertain", 2}}, ledger.Uncertain},
+		{"the replay is accepted", []said{{"parked", 0}, {"replayed", 0}, {"rendered", 1}, {"accepted", 1}}, ledger.Accepted},
+		{"an outcome that could not be read", []said{{"parked", -1}}, ledger.Parked},
+		{"whatever could be read speaks over it", []said{{"parked", -1}, {"rejected", 0}}, ledger.Rejected},
 		{"given up in time", []said{{"deferred", 1}, {"expired", 2}}, ledger.Expired},
 	} {
 		require.Equal(t, c.want, classOf(c.outcomes), c.name)
@@ -56,8 +64,8 @@ func TestOrderAndRepetitionDoNotMatter(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		one := rapid.Custom(func(t *rapid.T) said {
-			return said{rapid.SampledFrom([]string{"rendered", "rejected", "accepted", "deferred", "failed", "uncertain", "expired", "cancelled", "parked", "delivered"}).Draw(t, "outcome"),
-				rapid.Int32Range(0, 3).Draw(t, "attempt")}
+			return said{rapid.SampledFrom([]string{"rendered", "rejected", "accepted", "deferred", "failed", "uncertain", "expired", "cancelled", "parked", "replayed", "delivered"}).Draw(t, "outcome"),
+				rapid.Int32Range(-1, 3).Draw(t, "attempt")}
 		})
 		outcomes := rapid.SliceOfN(one, 0, 6).Draw(t, "outcomes")
 		want := classOf(outcomes)
