@@ -12,6 +12,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 
 	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/state"
@@ -54,6 +55,7 @@ func (l *personLoop) Assigned(ctx context.Context, partitions []int32) error {
 	if err := l.caught(ctx); err != nil {
 		return fmt.Errorf("reading the topic runs: %w", err)
 	}
+	crash.At(crash.PersonRestored)
 	l.own(func(owned []int32) []int32 { return append(owned, partitions...) })
 	l.log.InfoContext(ctx, "partitions assigned", "partitions", len(partitions), "records_replayed", replayed, "seconds", time.Since(began).Seconds())
 	return nil
@@ -104,7 +106,9 @@ func (l *personLoop) forgetOutdated(ctx context.Context, partition int32, ends k
 		stale := !mark.WrittenAt.IsZero() && time.Since(mark.WrittenAt) > topic.DeleteRetention/2
 		if stale || mark.Offset > ends[name][partition] {
 			l.log.WarnContext(ctx, "rebuilding the store of a partition", "partition", partition, "written_at", mark.WrittenAt)
-			return l.store.Forget(partition)
+			err := l.store.Forget(partition)
+			crash.At(crash.PersonForgotten)
+			return err
 		}
 	}
 	return nil
@@ -133,5 +137,6 @@ func (l *personLoop) replay(ctx context.Context, name topic.Name, partition int3
 	if err := l.store.Apply(chunk, time.Now()); err != nil {
 		return n, err
 	}
+	crash.At(crash.PersonRestoring)
 	return n, l.store.Advance(name, partition, end, time.Now())
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
@@ -579,6 +580,7 @@ func (l *personLoop) Committed(out []*kgo.Record) {
 			// an old state. A restart replays.
 			panic(fmt.Errorf("following the changelog: %w", err))
 		}
+		crash.At(crash.PersonStored)
 	}
 	for k, c := range b.counters {
 		l.counters[k] = c

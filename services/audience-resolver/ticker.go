@@ -10,6 +10,7 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
@@ -47,7 +48,7 @@ func (t *ticker) tick(ctx context.Context, now time.Time) error {
 		}
 		// Not awaited: a tick that is lost or late is made good by the next one,
 		// and while Kafka is away the client says so and keeps trying.
-		t.client.TryProduce(ctx, r, nil)
+		t.client.TryProduce(ctx, r, func(*kgo.Record, error) { crash.At(crash.TicksWritten) })
 	}
 	return nil
 }

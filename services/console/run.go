@@ -19,6 +19,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
@@ -69,6 +70,7 @@ func (a *app) start(ctx context.Context, campaign string, again, yes bool) error
 	if err := producer.ProduceSync(ctx, rec).FirstErr(); err != nil {
 		return missing("the request could not be written to Kafka: %w", err)
 	}
+	crash.At(crash.StartRequested)
 	s, err := a.awaitRun(ctx, run)
 	if err != nil {
 		return err

@@ -19,6 +19,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/importer/internal/csv"
 	"github.com/hikyaku/hikyaku/services/importer/internal/mapping"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
@@ -49,6 +50,7 @@ func (i *importing) run(ctx, work context.Context, readingDone func()) error {
 			readingDone()
 		case statePublished:
 			if err = i.awaitLoaded(ctx, work); err == nil {
+				crash.At(crash.ImporterArrived)
 				err = i.move(work, stateLoaded)
 			}
 		case stateLoaded:
@@ -336,6 +338,7 @@ func (i *importing) finish(work context.Context) error {
 	if err != nil {
 		return err
 	}
+	crash.At(crash.ImporterPointed)
 	return i.writeFiles(work, stateDone, "", superseded)
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
@@ -40,9 +41,11 @@ func (i *importing) transact(work context.Context, b *batch) error {
 		// and fence the one who has it now. Whoever opens it next aborts it.
 		return err
 	}
+	crash.At(crash.ImporterMarked)
 	if err := i.client.EndTransaction(work, kgo.TryCommit); err != nil {
 		return err
 	}
+	crash.At(crash.ImporterCommitted)
 	i.metrics.committed.Observe(time.Since(began).Seconds())
 	return nil
 }
@@ -52,6 +55,7 @@ func (i *importing) write(work context.Context, b *batch) error {
 		if err := i.client.ProduceSync(work, b.records...).FirstErr(); err != nil {
 			return err
 		}
+		crash.At(crash.ImporterProduced)
 		b.after.Published = written(i.at.Published, i.cluster, b.records)
 	} else {
 		b.after.Published = i.at.Published
@@ -194,10 +198,11 @@ func (i *importing) writeFiles(work context.Context, state, reason string, super
 	if err != nil {
 		return fmt.Errorf("writing the report: %w", err)
 	}
-	return errors.Join(
-		i.put(work, i.at.Key+rejectsSuffix, "text/csv; charset=utf-8", file),
-		i.put(work, i.at.Key+reportSuffix, "application/json", strings.NewReader(string(text)+"\n")),
-	)
+	rejects := i.put(work, i.at.Key+rejectsSuffix, "text/csv; charset=utf-8", file)
+	crash.At(crash.ImporterRejects)
+	err = errors.Join(rejects, i.put(work, i.at.Key+reportSuffix, "application/json", strings.NewReader(string(text)+"\n")))
+	crash.At(crash.ImporterReported)
+	return err
 }
 
 // clockMargin is how far the clocks of two instances may be apart.

@@ -31,6 +31,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
@@ -422,6 +423,7 @@ func (s *Service) own(ctx, work context.Context, j job, readingDone func()) erro
 	if _, _, err := client.ProducerID(work); err != nil {
 		return fault.Transient(fmt.Errorf("opening import %s: %w", id, err))
 	}
+	crash.At(crash.ImporterOpened)
 	if err := s.progress.table.CaughtUp(work); err != nil {
 		return fault.Transient(fmt.Errorf("reading the progress of import %s: %w", id, err))
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
 
@@ -67,6 +68,7 @@ COMMENT 'Migrations that were applied.'`); err != nil {
 			if err := c.Exec(ctx, statement); err != nil {
 				return applied, fmt.Errorf("applying migration %s, statement %d: %w", m.name, i+1, err)
 			}
+			crash.At(crash.ProvisionMigrated)
 		}
 		if err := c.Exec(ctx, "INSERT INTO schema_migrations (name, sha256) SELECT {name:String}, {sum:String}",
 			clickhouse.Named("name", m.name), clickhouse.Named("sum", m.sum)); err != nil {

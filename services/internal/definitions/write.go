@@ -12,6 +12,7 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
@@ -75,6 +76,7 @@ func write(ctx context.Context, c *kafka.Cluster, by string, changes []Change) (
 	if _, _, err := client.ProducerID(ctx); err != nil {
 		return nil, classify(err)
 	}
+	crash.At(crash.DefinitionsOpened)
 	known, err := readAll(ctx, c)
 	if err != nil {
 		return nil, err
@@ -123,9 +125,11 @@ func write(ctx context.Context, c *kafka.Cluster, by string, changes []Change) (
 		}
 		return nil, err
 	}
+	crash.At(crash.DefinitionsProduced)
 	if err := client.EndTransaction(ctx, kgo.TryCommit); err != nil {
 		return nil, classify(err)
 	}
+	crash.At(crash.DefinitionsCommitted)
 	return out, nil
 }
 

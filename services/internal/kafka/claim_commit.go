@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
 
@@ -85,6 +86,7 @@ func (c claim) encode() string {
 // claim, or when what is at rest should be said.
 func (l *claimLoop) maybeCommit(now time.Time, proposal []*claimItem) {
 	if len(proposal) > 0 {
+		crash.In(l.o.Group, crash.Claiming)
 		if !l.killed(pointClaiming, proposal[0].r) {
 			l.commit(time.Now(), proposal)
 		}
@@ -177,6 +179,9 @@ func (l *claimLoop) commit(now time.Time, proposal []*claimItem) bool {
 			l.commitWait.reset()
 			l.metrics.commits.WithLabelValues("ok").Inc()
 			l.c.tel.Health.Set("claims", nil)
+			if len(proposal) == 0 {
+				crash.In(l.o.Group, crash.Tidied)
+			}
 			for _, s := range sent {
 				s.p.offset, s.p.metadata = s.offset, s.metadata
 			}

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
 )
@@ -318,6 +319,7 @@ func (l *claimLoop) advance(p *claimPartition, now time.Time, mayClaim bool) *cl
 		item := p.at(p.cursor)
 		if item.state == itemUnresolved && item.left == nil && item.waiting == 0 {
 			outputs, err := l.o.Handler.Unresolved(l.callCtx, item.r)
+			crash.In(l.o.Group, crash.Unresolved)
 			if !l.answered(p, item, now, outputs, err, itemUnresolved) {
 				return nil
 			}
@@ -435,15 +437,18 @@ func (l *claimLoop) acked(item *claimItem, r *kgo.Record, err error) {
 	}
 	item.waiting--
 	if item.waiting > 0 {
+		crash.In(l.o.Group, crash.Parking)
 		return
 	}
 	if len(item.left) > 0 {
+		crash.In(l.o.Group, crash.Retried)
 		l.settleBy(item, item.left)
 		return
 	}
 	if l.killed(pointAcked, item.r) {
 		return
 	}
+	crash.In(l.o.Group, crash.Settled)
 	switch item.state {
 	case itemAnswered:
 		l.inHand--
@@ -451,6 +456,7 @@ func (l *claimLoop) acked(item *claimItem, r *kgo.Record, err error) {
 		item.p.spared--
 	}
 	if item.parked {
+		crash.In(l.o.Group, crash.Buried)
 		l.stage.deadLetters.Inc()
 	} else {
 		l.stage.ok.Inc()
@@ -467,6 +473,7 @@ func (l *claimLoop) dispatch() {
 		if l.killed(pointClaimed, item.r) {
 			return
 		}
+		crash.In(l.o.Group, crash.Claimed)
 		l.reserve = l.reserve[1:]
 		item.state = itemCalling
 		l.calling++
@@ -506,6 +513,7 @@ func (l *claimLoop) called(item *claimItem, outputs Outputs, err error) {
 	if l.killed(pointCalled, item.r) {
 		return
 	}
+	crash.In(l.o.Group, crash.Answered)
 	now := time.Now()
 	if err != nil {
 		switch fault.ClassOf(err) {
@@ -759,6 +767,7 @@ func (l *claimLoop) onFetched(ctx context.Context, committed []committedOffset) 
 	if err != nil {
 		return err
 	}
+	crash.In(l.o.Group, crash.Recovered)
 	l.ask(func() {
 		for n, end := range ends {
 			l.ends[n] = max(l.ends[n], end)

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
 )
@@ -222,6 +223,7 @@ func (l *effectLoop) handle(recs []effectRecord) error {
 				return err
 			}
 			l.mark(recs[0].r, recs[0].next) // I2: parked, acknowledged
+			crash.In(l.o.Group, crash.Parked)
 			recs = recs[1:]
 		case fault.ClassTransient:
 			failed = true
@@ -233,6 +235,7 @@ func (l *effectLoop) handle(recs []effectRecord) error {
 				return err
 			}
 			if !pause.wait(l.ctx, l.rebalance()) {
+			crash.In(l.o.Group, crash.Retrying)
 				// A rebalance reads them again anyway; but the announcement may be
 				// a late one, of a rebalance that is over.
 				l.giveBack(recs)
@@ -318,6 +321,7 @@ func (l *effectLoop) commit(ctx context.Context) error {
 		return nil
 	}
 	start := time.Now()
+	crash.In(l.o.Group, crash.Done)
 	defer func() { l.stage.commit.Add(time.Since(start).Seconds()) }()
 	var failed error
 	l.cl.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
@@ -335,6 +339,7 @@ func (l *effectLoop) commit(ctx context.Context) error {
 	switch {
 	case failed == nil:
 		l.done = map[string]map[int32]kgo.EpochOffset{}
+		crash.In(l.o.Group, crash.Passed)
 		l.stage.okBatches.Inc()
 		l.c.tel.Health.Set(l.component, nil)
 		return nil

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
 )
@@ -163,6 +164,7 @@ func (c *Cluster) transformSession(ctx, work context.Context, o TransformOptions
 		}
 		return l.sessionError("opening the transactional id", err)
 	}
+	crash.In(o.Group, crash.Opened)
 	for {
 		c.tel.Health.Beat(component, maxTurn)
 		err := l.turn()
@@ -280,8 +282,10 @@ func (l *transformLoop) commit(batch, out []*kgo.Record) error {
 		}
 	}
 	for _, r := range out {
+		crash.In(l.o.Group, crash.Produced)
 		l.sess.Produce(l.work, r, promise)
 	}
+		crash.In(l.o.Group, crash.Decided)
 	// Known before End, which would commit what did get through.
 	flushErr := l.sess.Client().Flush(l.work)
 	mu.Lock()
@@ -308,6 +312,9 @@ func (l *transformLoop) commit(batch, out []*kgo.Record) error {
 	}
 	l.pause.reset()
 	if c, ok := l.o.Transformer.(Committer); ok {
+	if len(out) > 0 {
+		crash.In(l.o.Group, crash.Committed)
+	}
 		c.Committed(out)
 	}
 	dead := 0

@@ -21,6 +21,7 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/config"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
@@ -212,6 +213,7 @@ func (p *provisioner) createTopics(ctx context.Context, read bool) error {
 			return away(fmt.Errorf("topic %s: %w", t.Name, err))
 		default:
 			p.report.Created = append(p.report.Created, t.Name)
+			crash.At(crash.ProvisionCreated)
 		}
 		p.counts[t.Name] = n
 	}
@@ -325,6 +327,7 @@ func (p *provisioner) commitOffsets(ctx context.Context) error {
 		if err != nil {
 			return away(fmt.Errorf("group %s: %w", group, err))
 		}
+		crash.At(crash.ProvisionCommitted)
 		p.report.Offsets += n
 	}
 	return nil

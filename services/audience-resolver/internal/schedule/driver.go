@@ -14,6 +14,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 
 	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/runs"
 )
@@ -167,6 +168,7 @@ func (d *Driver) prepare(run identity.ID, s event.RunState, now time.Time) Step 
 		}
 		report("counting the audience")
 		n, err := d.ask.Expected(ctx, run, &state)
+		crash.At(crash.DriverCounted)
 		return prepared{expected: n}, err
 	})
 	switch {
@@ -205,6 +207,7 @@ func (d *Driver) balance(run identity.ID, s event.RunState, now time.Time) Step 
 			return nil, err
 		}
 		counted, err := d.ask.Classes(ctx, run)
+		crash.At(crash.DriverCompared)
 		if err != nil {
 			return nil, err
 		}

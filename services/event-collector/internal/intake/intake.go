@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/hikyaku/hikyaku/schemas/identity"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/output"
 )
@@ -162,9 +163,11 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, kind string, lim
 	// The client may hang up: what it gave is taken in all the same.
 	ctx, cancel = context.WithTimeout(context.WithoutCancel(r.Context()), h.AckTimeout)
 	defer cancel()
+	crash.At(crash.IntakeDecided)
 	if err := h.Write(ctx, entries...); err != nil {
 		return answer{}, refuse(http.StatusServiceUnavailable, "unavailable", "the events could not be stored; send them again")
 	}
+	crash.At(crash.IntakeAcknowledged)
 	for _, e := range entries {
 		h.records.WithLabelValues(string(e.Topic)).Inc()
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
@@ -103,6 +104,7 @@ func (w *Writer) Write(ctx context.Context, entries ...Entry) error {
 			if err != nil {
 				return fmt.Errorf("%w: %w", ErrAway, err)
 			}
+			crash.At(crash.IntakePartly)
 		case <-ctx.Done():
 			return ErrAway
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
 
@@ -91,6 +92,7 @@ func (s *Sink) Handle(ctx context.Context, records []*kgo.Record) (int, error) {
 		}
 	}()
 	n, unreadable := s.read(records)
+	crash.At(crash.SinkGathered)
 	for _, t := range s.stores {
 		if err := s.insert(ctx, t); err != nil {
 			// I1: nothing is done, although tables before this one have their rows:
@@ -132,6 +134,9 @@ func (s *Sink) insert(ctx context.Context, t store) error {
 	}
 	if err != nil {
 		return err
+	}
+	if n > 0 {
+		crash.At(crash.SinkBetween)
 	}
 	s.rows.WithLabelValues(t.String()).Add(float64(n))
 	return nil

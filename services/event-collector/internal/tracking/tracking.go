@@ -19,6 +19,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/token"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/output"
 )
@@ -134,6 +135,7 @@ func (h *Handler) hit(r *http.Request, t *token.Token, kind string) {
 		h.lost.WithLabelValues(kind).Inc()
 		return
 	}
+	crash.At(crash.TrackingAcknowledged)
 	h.hits.WithLabelValues(kind).Inc()
 }
 

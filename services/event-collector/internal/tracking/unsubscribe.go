@@ -11,6 +11,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/token"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/output"
 )
@@ -67,6 +68,7 @@ func (h *Handler) unsubscribe(w http.ResponseWriter, r *http.Request) {
 		show(w, http.StatusServiceUnavailable, page{Title: "Not yet", Text: "We could not store your wish just now. Please try again in a moment.", Ask: true})
 		return
 	}
+	crash.At(crash.UnsubscribeAcknowledged)
 	h.hits.WithLabelValues(unsubscribed).Inc()
 	show(w, http.StatusOK, page{Title: "You are unsubscribed", Text: "You will not get any more e-mails from us. Messages already on their way may still arrive."})
 }

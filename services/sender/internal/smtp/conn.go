@@ -23,6 +23,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 )
 
 // TLS says what to do about STARTTLS.
@@ -230,6 +232,7 @@ func (c *Conn) Send(ctx context.Context, from, to string, mime []byte) (Reply, e
 	if err := c.envelope(ctx); err != nil {
 		return Reply{}, err
 	}
+	crash.At(crash.SenderInvited)
 	return c.body(ctx, mime)
 }
 
@@ -348,6 +351,7 @@ func (c *Conn) body(ctx context.Context, mime []byte) (Reply, error) {
 		// failed write left an encrypted connection cannot be known.
 		return Reply{}, &Error{Stage: StageBody, Err: err, MayBeAccepted: c.tls || n == int64(len(mime)+len(tail))}
 	}
+	crash.At(crash.SenderAsked)
 	reply, err := c.read(StageEnd)
 	if err != nil {
 		// From here on the message may lie in the mailbox.
