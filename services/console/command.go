@@ -139,6 +139,7 @@ func (a *app) root() *cobra.Command {
   hikyaku preview thanks-2011 12347              the mail one person would get
   hikyaku start thanks-2011                      send it; prints the run
   hikyaku status RUN                             follow it
+  hikyaku status                                 what is wrong now, if anything
   hikyaku balance RUN                            where everybody went, and that it adds up
   hikyaku explain thanks-2011 12347              why one person did (not) get it
   hikyaku topic read outcomes --limit 5          what lies in Kafka, decoded

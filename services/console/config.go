@@ -13,6 +13,8 @@ type Config struct {
 	ClickHouse clickhouse.Config
 	Tracking   Tracking
 
+	TelemetryAddrs []string `env:"STATUS_ADDRS, default=127.0.0.1:9101,127.0.0.1:9102,127.0.0.1:9103,127.0.0.1:9104,127.0.0.1:9105" unit:"host:port, comma-separated" help:"TELEMETRY_ADDR of every instance, for hikyaku status"`
+
 	// The sender's settings, for send-test.
 	SMTPAddr     string        `env:"SMTP_ADDR, default=127.0.0.1:1025" unit:"host:port" help:"mail server that takes the messages"`
 	SMTPHello    string        `env:"SMTP_HELLO, default=localhost" unit:"host name" help:"name given with EHLO"`

@@ -213,10 +213,19 @@ func runArg(s string) (identity.ID, error) {
 func (a *app) statusCommand() *cobra.Command {
 	var follow bool
 	cmd := &cobra.Command{
-		Use: "status RUN", Short: "Follow a run with a live progress bar",
-		Long: "On a terminal status draws a bar until the run has ended. Otherwise, and with --json, it says once how it stands;\n--wait waits for the end in any case.",
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return a.status(cmd.Context(), args[0], follow) },
+		Use: "status [RUN]", Short: "What is wrong now; or follow a run with a live progress bar",
+		Long: `Without a run, status says what is wrong now: which service is not ready, why and since when; which group has how much to
+read; what every import and run that has not ended waits for. It asks the instances that STATUS_ADDRS names. Exit code 3 if anything is wrong.
+
+With a run, on a terminal status draws a bar until the run has ended. Otherwise, and with --json, it says once how it stands;
+--wait waits for the end in any case.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return a.overview(cmd.Context())
+			}
+			return a.status(cmd.Context(), args[0], follow)
+		},
 	}
 	cmd.Flags().BoolVar(&follow, "wait", false, "wait until the run has ended")
 	return cmd
