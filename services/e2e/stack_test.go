@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/csv"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,31 +39,80 @@ const deadline = time.Minute
 // stack is the embedded stack of one test, with the environment that finds it.
 // ClickHouse and S3 are one per process, so the tests that use it take turns.
 type stack struct {
-	t      *testing.T
-	env    map[string]string
-	folder string // of the bucket: dropping a file is uploading it
-	outbox string
-	broker string
+	t         *testing.T
+	env       map[string]string
+	namespace string
+	folder    string // of the bucket: dropping a file is uploading it
+	outbox    string
+	brokers   []string
 }
 
+// startStack starts what a test needs. Where KAFKA_BROKERS is set the broker is
+// somebody else's, such as the one of scripts/kafka, and the test takes a namespace
+// of its own there, whose topics and groups it removes at its end.
 func startStack(t *testing.T) *stack {
+	t.Helper()
+	return startStackOn(t, os.Getenv("KAFKA_BROKERS"))
+}
+
+// startStackOn starts what a test needs with the brokers given, comma-separated;
+// empty means the embedded one.
+func startStackOn(t *testing.T, brokers string) *stack {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("-short: the whole pipeline takes seconds")
 	}
-	s, err := embedded.Start(context.Background(), embedded.Options{DataDir: t.TempDir(), KafkaAddr: free, RegistryAddr: free, ClickHouseAddr: free, S3Addr: free, SMTPAddr: free, OutboxAddr: free})
+	parts := embedded.Parts()
+	if brokers != "" {
+		parts = slices.DeleteFunc(parts, func(p embedded.Part) bool { return p == embedded.Kafka })
+	}
+	e, err := embedded.Start(context.Background(), embedded.Options{DataDir: t.TempDir(), Parts: parts, KafkaAddr: free, RegistryAddr: free, ClickHouseAddr: free, S3Addr: free, SMTPAddr: free, OutboxAddr: free})
 	if errors.Is(err, chdb.ErrNoLibrary) {
 		t.Skip(err)
 	}
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	t.Cleanup(func() { require.NoError(t, e.Close()) })
 	collector := freeAddr(t)
-	env := maps.Clone(s.Env())
-	maps.Copy(env, map[string]string{
-		"HIKYAKU_DATA": t.TempDir(), "ALLOW_INSECURE_DEFAULTS": "true", "COLLECTOR_ADDR": collector, "TRACKING_URL": "http://" + collector, "TELEMETRY_ADDR": "",
+	s := &stack{t: t, env: maps.Clone(e.Env()), namespace: newNamespace(), folder: e.S3Folder, outbox: e.OutboxDir}
+	if brokers != "" {
+		s.env["KAFKA_BROKERS"] = brokers
+		t.Cleanup(s.removeNamespace)
+	}
+	s.brokers = strings.Split(s.env["KAFKA_BROKERS"], ",")
+	maps.Copy(s.env, map[string]string{
+		"NAMESPACE": s.namespace, "HIKYAKU_DATA": t.TempDir(), "ALLOW_INSECURE_DEFAULTS": "true", "COLLECTOR_ADDR": collector, "TRACKING_URL": "http://" + collector, "TELEMETRY_ADDR": "",
 		"PARTITIONS": "4", "RETRY_BACKOFF": "200ms", "POLL_INTERVAL": "200ms", "LOG_LEVEL": "warn",
 	})
-	return &stack{t: t, env: env, folder: s.S3Folder, outbox: s.OutboxDir, broker: s.KafkaAddr}
+	return s
+}
+
+// newNamespace is a name that no other test has, in this process or another.
+func newNamespace() string {
+	return "e2e-" + strings.ToLower(rand.Text()[:10])
+}
+
+// removeNamespace frees what the test leaves on a broker that goes on: topics
+// and groups. What cannot be removed is said, not failed.
+func (s *stack) removeNamespace() {
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
+	require.NoError(s.t, err)
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	var topics, groups []string
+	for _, t := range topic.Catalogue() {
+		topics = append(topics, t.Name.In(s.namespace))
+		for _, g := range t.Readers {
+			groups = append(groups, g.In(s.namespace))
+		}
+	}
+	slices.Sort(groups)
+	_, topicsErr := adm.DeleteTopics(ctx, topics...)
+	_, groupsErr := adm.DeleteGroups(ctx, slices.Compact(groups)...)
+	if err := errors.Join(topicsErr, groupsErr); err != nil {
+		s.t.Logf("namespace %s stays: %v", s.namespace, err)
+	}
 }
 
 const free = "127.0.0.1:0"
@@ -339,7 +390,7 @@ func (s *stack) requireNobodyTwice(least, most int64) {
 // requireAllCommitted checks that every group has passed everything it reads.
 func (s *stack) requireAllCommitted() {
 	s.t.Helper()
-	cl, err := kgo.NewClient(kgo.SeedBrokers(s.broker))
+	cl, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
 	require.NoError(s.t, err)
 	defer cl.Close()
 	adm := kadm.NewClient(cl)
@@ -349,15 +400,15 @@ func (s *stack) requireAllCommitted() {
 		var behind string
 		s.eventually(fmt.Sprintf("group %s has passed everything", g), func() bool {
 			behind = ""
-			committed, err := adm.FetchOffsets(context.Background(), g.In("hikyaku"))
+			committed, err := adm.FetchOffsets(context.Background(), g.In(s.namespace))
 			require.NoError(s.t, err)
 			for _, name := range topic.ReadBy(g) {
 				if moving[name] {
 					continue
 				}
-				ends, err := adm.ListEndOffsets(context.Background(), name.In("hikyaku"))
+				ends, err := adm.ListEndOffsets(context.Background(), name.In(s.namespace))
 				require.NoError(s.t, err)
-				starts, err := adm.ListStartOffsets(context.Background(), name.In("hikyaku"))
+				starts, err := adm.ListStartOffsets(context.Background(), name.In(s.namespace))
 				require.NoError(s.t, err)
 				ends.Each(func(e kadm.ListedOffset) {
 					c, ok := committed.Lookup(e.Topic, e.Partition)
