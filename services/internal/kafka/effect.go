@@ -222,8 +222,8 @@ func (l *effectLoop) handle(recs []effectRecord) error {
 			if err := l.park(recs[0].r, err); err != nil {
 				return err
 			}
-			l.mark(recs[0].r, recs[0].next) // I2: parked, acknowledged
 			crash.In(l.o.Group, crash.Parked)
+			l.mark(recs[0].r, recs[0].next) // I2: parked, acknowledged
 			recs = recs[1:]
 		case fault.ClassTransient:
 			failed = true
@@ -234,8 +234,8 @@ func (l *effectLoop) handle(recs []effectRecord) error {
 			if err := l.commit(l.work); err != nil {
 				return err
 			}
-			if !pause.wait(l.ctx, l.rebalance()) {
 			crash.In(l.o.Group, crash.Retrying)
+			if !pause.wait(l.ctx, l.rebalance()) {
 				// A rebalance reads them again anyway; but the announcement may be
 				// a late one, of a rebalance that is over.
 				l.giveBack(recs)
@@ -320,8 +320,8 @@ func (l *effectLoop) commit(ctx context.Context) error {
 	if len(offsets) == 0 {
 		return nil
 	}
-	start := time.Now()
 	crash.In(l.o.Group, crash.Done)
+	start := time.Now()
 	defer func() { l.stage.commit.Add(time.Since(start).Seconds()) }()
 	var failed error
 	l.cl.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
@@ -338,8 +338,8 @@ func (l *effectLoop) commit(ctx context.Context) error {
 	})
 	switch {
 	case failed == nil:
-		l.done = map[string]map[int32]kgo.EpochOffset{}
 		crash.In(l.o.Group, crash.Passed)
+		l.done = map[string]map[int32]kgo.EpochOffset{}
 		l.stage.okBatches.Inc()
 		l.c.tel.Health.Set(l.component, nil)
 		return nil

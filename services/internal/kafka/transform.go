@@ -279,13 +279,14 @@ func (l *transformLoop) commit(batch, out []*kgo.Record) error {
 			if produceErr == nil {
 				produceErr = fmt.Errorf("producing to %s/%d: %w", l.c.NameOf(r.Topic), r.Partition, err)
 			}
+			return
 		}
+		crash.In(l.o.Group, crash.Produced)
 	}
 	for _, r := range out {
-		crash.In(l.o.Group, crash.Produced)
+		crash.In(l.o.Group, crash.Decided)
 		l.sess.Produce(l.work, r, promise)
 	}
-		crash.In(l.o.Group, crash.Decided)
 	// Known before End, which would commit what did get through.
 	flushErr := l.sess.Client().Flush(l.work)
 	mu.Lock()
@@ -310,11 +311,11 @@ func (l *transformLoop) commit(batch, out []*kgo.Record) error {
 		l.pause.wait(l.ctx, nil)
 		return nil
 	}
-	l.pause.reset()
-	if c, ok := l.o.Transformer.(Committer); ok {
 	if len(out) > 0 {
 		crash.In(l.o.Group, crash.Committed)
 	}
+	l.pause.reset()
+	if c, ok := l.o.Transformer.(Committer); ok {
 		c.Committed(out)
 	}
 	dead := 0
