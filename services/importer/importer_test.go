@@ -717,6 +717,34 @@ func TestAFencedImporterLetsGo(t *testing.T) {
 	require.Zero(t, testutil.ToFloat64(second.metrics.lettings.WithLabelValues("fenced")))
 }
 
+// The broker gives up a transaction whose owner it has not heard of, and from
+// outside that looks like a fence. Nobody else has the import then: its owner
+// goes on within seconds, not after the minute that another would be given.
+func TestAnImportWhoseTransactionWasGivenUpGoesOnAtOnce(t *testing.T) {
+	s := newStage(t)
+	s.downstream()
+	s.define(s.people("people"))
+	const rows = 5000
+	s.put("a.csv", file(rows))
+	proxy := newSlow(t, 100000, true, false)
+	svc := s.importer("0", func(cfg *Config, times *timing) {
+		cfg.S3.Endpoint = proxy.URL
+		times.batch, times.takeover = time.Millisecond, time.Hour
+	})
+	s.run(svc, time.Second)
+	kafkatest.Eventually(t, func() bool { return testutil.ToFloat64(svc.metrics.rows) > 0 }, "no rows")
+	// What the broker does when a transaction times out: the id's epoch moves on.
+	raise, err := s.cluster.TransactionalProducer("import." + s.latest()["a.csv"].ImportID.String())
+	require.NoError(t, err)
+	_, _, err = raise.ProducerID(t.Context())
+	require.NoError(t, err)
+	raise.Close()
+	proxy.open()
+	s.until(svc, "a.csv", stateDone)
+	require.EqualValues(t, 1, testutil.ToFloat64(svc.metrics.lettings.WithLabelValues("fenced")))
+	s.requireOnce("a.csv", rows)
+}
+
 func TestAnObjectThatChangesWhileItIsReadFails(t *testing.T) {
 	for name, drop := range map[string]bool{"Uploaded": false, "Dropped": true} {
 		t.Run(name, func(t *testing.T) {

@@ -48,13 +48,14 @@ const maxOpen = 32
 type timing struct {
 	takeover  time.Duration // an owner whose progress is older than this is gone
 	heartbeat time.Duration // between two signs of life while waiting
+	settle    time.Duration // after a fence, until whoever has the import now has written its name
 	spread    time.Duration // within which the instances take a new object
 	barrier   time.Duration // between two looks at the groups' offsets
 	batch     time.Duration // after which rows are committed even if they are few
 }
 
 var defaultTiming = timing{
-	takeover: time.Minute, heartbeat: 20 * time.Second, spread: 500 * time.Millisecond,
+	takeover: time.Minute, heartbeat: 20 * time.Second, settle: 2 * time.Second, spread: 500 * time.Millisecond,
 	barrier: 250 * time.Millisecond, batch: time.Second,
 }
 
@@ -82,8 +83,9 @@ type Service struct {
 
 // patience is how long an import is left alone after it could not go on.
 type patience struct {
-	until time.Time
-	pause time.Duration
+	until  time.Time
+	pause  time.Duration
+	fenced bool // somebody else may have it now
 }
 
 // New checks the settings and opens no socket.
@@ -304,8 +306,10 @@ func (s *Service) end(src source) {
 	delete(s.running, src)
 }
 
-// letGo says when to try again: after a fence not before the other has had its
-// time, else with growing pauses.
+// letGo says when to try again. Being fenced does not tell by whom: by another
+// instance, which writes its name into the progress at once, or by the broker,
+// which gave up a transaction of ours while it could not be reached. So a
+// little later the progress says whose it is. Else with growing pauses.
 func (s *Service) letGo(src source, fenced bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -314,8 +318,8 @@ func (s *Service) letGo(src source, fenced bool) {
 		let = &patience{pause: s.cfg.PollInterval}
 		s.notYet[src] = let
 	}
-	if fenced {
-		let.until = time.Now().Add(s.timing.takeover)
+	if let.fenced = fenced; fenced {
+		let.until = time.Now().Add(s.timing.settle)
 		return
 	}
 	let.until = time.Now().Add(let.pause)
@@ -341,7 +345,7 @@ func (s *Service) work(ctx, work context.Context, j job) error {
 		s.metrics.lettings.WithLabelValues("stopping").Inc()
 		return nil
 	case isFenced(err):
-		log.Warn("import let go", "reason", "fenced by another owner")
+		log.Warn("import let go", "reason", "fenced: another instance has opened it, or the broker has given up its transaction", "error", err)
 		s.metrics.lettings.WithLabelValues("fenced").Inc()
 		s.letGo(j.source, true)
 		return nil
@@ -357,6 +361,18 @@ func (s *Service) work(ctx, work context.Context, j job) error {
 // take waits this instance's moment, and unless another was faster, owns the
 // import until its end.
 func (s *Service) take(ctx, work context.Context, j job) error {
+	if s.wasFenced(j.source) {
+		if err := s.progress.table.CaughtUp(ctx); err != nil {
+			return errStopped
+		}
+		if j.begun != nil {
+			e := s.progress.get(j.begun.ImportID)
+			if ended(e.State) || e.owner != s.cluster.Member() && time.Since(e.UpdatedAt) <= s.timing.takeover {
+				return nil
+			}
+			j.begun = e
+		}
+	}
 	if j.begun == nil {
 		if !sleep(ctx, s.moment(j)) {
 			return errStopped
@@ -380,6 +396,13 @@ func (s *Service) take(ctx, work context.Context, j job) error {
 		return s.own(ctx, work, j, release)
 	}
 	return s.own(ctx, work, j, func() {})
+}
+
+func (s *Service) wasFenced(src source) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	let := s.notYet[src]
+	return let != nil && let.fenced
 }
 
 // moment spreads the instances over a little time, each object in another
@@ -429,6 +452,12 @@ func (s *Service) own(ctx, work context.Context, j job, readingDone func()) erro
 	}
 	if e := s.progress.get(id); e != nil {
 		i.at = e.Import
+		if e.owner != s.cluster.Member() {
+			// Whoever had it looks here for who has it now.
+			if err := i.move(work, i.at.State); err != nil {
+				return err
+			}
+		}
 	} else if !s.progress.wanted(j.source, j.specVersion) {
 		return nil // imported under another version meanwhile
 	} else {
