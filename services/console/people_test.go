@@ -136,10 +136,10 @@ func TestAPreviewIsTheMessage(t *testing.T) {
 	}, campaign, template)
 	require.NoError(t, err)
 	require.Equal(t, string(mail.MIME), p["source"])
-	require.Equal(t, mail.HTML, p["html"])
+	require.Equal(t, string(mail.HTML), p["html"])
 
-	require.Equal(t, mail.HTML+"\n", s.ok("preview", "coupons", "u1", "--html").out)
-	require.Equal(t, mail.Text+"\n", s.ok("preview", "coupons", "u1", "--text").out)
+	require.Equal(t, string(mail.HTML)+"\n", s.ok("preview", "coupons", "u1", "--html").out)
+	require.Equal(t, string(mail.Text)+"\n", s.ok("preview", "coupons", "u1", "--text").out)
 	require.Contains(t, s.ok("preview", "coupons", "u1", "--source").out, "List-Unsubscribe-Post:")
 	people := s.ok("preview", "coupons", "u1")
 	require.Contains(t, people.out, "From:    Shop <shop@example.test>\nTo:      ann@example.test\nSubject: Ann <3: 10 %\n\nBorn ")

@@ -186,16 +186,16 @@ func (a *app) preview(ctx context.Context, campaign, userID, shape string) error
 	}
 	switch {
 	case a.asJSON:
-		return a.printJSON(previewed{campaign, userID, req.MessageID.String(), in, reason == "", reason, from, mail.To, mail.Subject, mail.Text, mail.HTML, string(mail.MIME)})
+		return a.printJSON(previewed{campaign, userID, req.MessageID.String(), in, reason == "", reason, from, mail.To, mail.Subject, string(mail.Text), string(mail.HTML), string(mail.MIME)})
 	case shape == "html":
-		_, err = fmt.Fprintln(a.out, mail.HTML)
+		_, err = fmt.Fprintf(a.out, "%s\n", mail.HTML)
 	case shape == "text":
-		_, err = fmt.Fprintln(a.out, mail.Text)
+		_, err = fmt.Fprintf(a.out, "%s\n", mail.Text)
 	case shape == "source":
 		_, err = a.out.Write(mail.MIME)
 	default:
 		body := mail.Text
-		if body == "" {
+		if len(body) == 0 {
 			body = mail.HTML
 		}
 		_, err = fmt.Fprintf(a.out, "From:    %s\nTo:      %s\nSubject: %s\n\n%s\n", printable(from), printable(mail.To), printable(mail.Subject), body)

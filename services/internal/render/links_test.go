@@ -1,6 +1,7 @@
 package render
 
 import (
+	"html"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -18,7 +19,9 @@ func TestOnlyTheTargetsOfLinksChange(t *testing.T) {
 		`<p>a</p><a href='https://x.test`:                      `<p>a</p><a href='https://x.test`,
 		``:                                                     ``,
 	} {
-		got, err := rewriteLinks(nil, in, func(target string) (string, error) { return "T(" + target + ")", nil })
+		got, err := rewriteLinks(nil, []byte(in), func(b []byte, target string) ([]byte, error) {
+			return append(b, html.EscapeString("T("+target+")")...), nil
+		})
 		require.NoError(t, err)
 		require.Equal(t, want, string(got))
 	}

@@ -11,10 +11,10 @@
 package render
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"html"
 	"net/mail"
 	"strings"
 	"sync"
@@ -48,12 +48,19 @@ func (r *Rejection) Error() string { return r.Reason + ": " + r.Detail }
 // Renderer renders messages. It is safe for concurrent use.
 type Renderer struct {
 	trackingURL string // without a slash at its end
+	escapedURL  string // the same as an attribute of HTML
 	keys        *token.Keys
 	engine      *liquid.Engine
 	maxBytes    int
 
 	mu       sync.RWMutex
-	compiled map[string]*compiled // by template id and version
+	compiled map[versionOf]*compiled
+}
+
+// versionOf names a version of a template.
+type versionOf struct {
+	id      string
+	version int64
 }
 
 type compiled struct {
@@ -63,83 +70,101 @@ type compiled struct {
 // New returns a renderer whose links lead to trackingURL, signed with keys. A
 // message larger than maxBytes is rejected.
 func New(trackingURL string, keys *token.Keys, maxBytes int) *Renderer {
-	return &Renderer{trackingURL: strings.TrimRight(trackingURL, "/"), keys: keys, engine: liquid.New(liquid.Options{}), maxBytes: maxBytes, compiled: map[string]*compiled{}}
+	trackingURL = strings.TrimRight(trackingURL, "/")
+	return &Renderer{trackingURL: trackingURL, escapedURL: html.EscapeString(trackingURL), keys: keys,
+		engine: liquid.New(liquid.Options{}), maxBytes: maxBytes, compiled: map[versionOf]*compiled{}}
 }
 
 // Rendered is a finished e-mail.
 type Rendered struct {
-	Subject, HTML, Text string // HTML with tracked links and pixel
-	EnvelopeFrom, To    string
-	MIME                []byte
-	Hash                [sha256.Size]byte // of MIME
+	Subject          string
+	HTML, Text       []byte // HTML with tracked links and pixel
+	EnvelopeFrom, To string
+	MIME             []byte
+	Hash             [sha256.Size]byte // of MIME
+
+	plain []byte // HTML before links are rewritten
 }
 
-// Email renders a request. The error is a *Rejection, or one that concerns
-// every message of the template and not this person.
+// Email renders a request. The error is a *Rejection, or one that concerns every
+// message of the template and not this person.
 func (r *Renderer) Email(ctx context.Context, req *event.MessageRequest, campaign *definition.Campaign, template *definition.Template) (*Rendered, error) {
+	m := new(Rendered)
+	if err := r.EmailInto(ctx, m, req, campaign, template); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// EmailInto is Email for many messages, one after another: it writes into the
+// memory of m, and what m held is gone, also after an error.
+func (r *Renderer) EmailInto(ctx context.Context, m *Rendered, req *event.MessageRequest, campaign *definition.Campaign, template *definition.Template) error {
 	t, err := r.template(template, req.TemplateVersion)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	to, err := mail.ParseAddress(req.Address)
 	if err != nil || to.Address != req.Address || strings.ContainsAny(req.Address, "\r\n") {
-		return nil, &Rejection{InvalidAddress, "the address is not of the form name@domain"}
+		return &Rejection{InvalidAddress, "the address is not of the form name@domain"}
 	}
+	m.EnvelopeFrom, m.To = campaign.From.Address, req.Address
 	links := linker{r: r, req: req}
-	unsubscribe, err := links.url(token.Unsubscribe, "")
+	path, err := links.append(nil, token.Unsubscribe, "")
 	if err != nil {
-		return nil, err
+		return err
 	}
+	unsubscribe := r.trackingURL + string(path)
 	vars := variables(req, unsubscribe)
-	out := &Rendered{EnvelopeFrom: campaign.From.Address, To: req.Address}
+	var subject []byte
 	for _, part := range []struct {
 		name string
 		t    *liquid.Template
-		to   *string
-	}{{"subject", t.subject, &out.Subject}, {"html", t.html, &out.HTML}, {"text", t.text, &out.Text}} {
+		to   *[]byte
+	}{{"subject", t.subject, &subject}, {"html", t.html, &m.plain}, {"text", t.text, &m.Text}} {
+		*part.to = (*part.to)[:0]
 		if part.t == nil {
 			continue
 		}
-		if *part.to, err = part.t.Render(ctx, vars); err != nil {
+		if *part.to, err = part.t.Append(ctx, *part.to, vars); err != nil {
 			if ctx.Err() != nil {
-				return nil, ctx.Err()
+				return ctx.Err()
 			}
-			return nil, &Rejection{TemplateError, part.name + ": " + err.Error()}
+			return &Rejection{TemplateError, part.name + ": " + err.Error()}
 		}
 	}
 	// A subject is one line, whatever the template or a value holds.
-	out.Subject = strings.Join(strings.Fields(out.Subject), " ")
+	m.Subject = strings.Join(strings.Fields(string(subject)), " ")
+	m.HTML = m.HTML[:0]
 	if t.html != nil {
-		b, err := rewriteLinks(make([]byte, 0, len(out.HTML)+len(out.HTML)/2), out.HTML, func(target string) (string, error) {
+		if m.HTML, err = rewriteLinks(m.HTML, m.plain, func(b []byte, target string) ([]byte, error) {
 			if strings.HasPrefix(target, r.trackingURL+"/u/") {
-				return target, nil // unsubscribing is not a click
+				return b, nil // unsubscribing is not a click
 			}
-			return links.url(token.Click, target)
-		})
-		if err != nil {
-			return nil, err
+			return links.append(append(b, r.escapedURL...), token.Click, target)
+		}); err != nil {
+			return err
 		}
-		open, err := links.url(token.Open, "")
-		if err != nil {
-			return nil, err
+		m.plain = append(m.plain[:0], r.escapedURL...)
+		if m.plain, err = links.append(m.plain, token.Open, ""); err != nil {
+			return err
 		}
-		out.HTML = string(addPixel(b, open))
+		m.HTML = appendPixel(m.HTML, m.plain)
 	}
-	if out.MIME, err = mime(req, campaign, out, unsubscribe); err != nil {
-		return nil, fmt.Errorf("writing message %s: %w", req.MessageID, err)
+	if m.MIME, err = appendMIME(m.MIME[:0], req, campaign, m, unsubscribe); err != nil {
+		return fmt.Errorf("writing message %s: %w", req.MessageID, err)
 	}
-	if len(out.MIME) > r.maxBytes {
-		return nil, &Rejection{TooLarge, fmt.Sprintf("the message has %d bytes, at most %d are allowed", len(out.MIME), r.maxBytes)}
+	if len(m.MIME) > r.maxBytes {
+		return &Rejection{TooLarge, fmt.Sprintf("the message has %d bytes, at most %d are allowed", len(m.MIME), r.maxBytes)}
 	}
-	out.Hash = sha256.Sum256(out.MIME)
-	return out, nil
+	m.Hash = sha256.Sum256(m.MIME)
+	return nil
 }
 
 // template compiles each version once. A template that was applied was parsed
 // then; if it does not parse now, the engine has changed: that is no person's
 // fault and stops the line.
 func (r *Renderer) template(t *definition.Template, version int64) (*compiled, error) {
-	key := fmt.Sprintf("%s@%d", t.ID, version)
+	key := versionOf{t.ID, version}
 	r.mu.RLock()
 	c := r.compiled[key]
 	r.mu.RUnlock()
@@ -157,7 +182,7 @@ func (r *Renderer) template(t *definition.Template, version int64) (*compiled, e
 		}
 		var err error
 		if *part.to, err = r.engine.Parse(part.src, part.mode, t.Strict); err != nil {
-			return nil, fmt.Errorf("parsing the %s of template %s: %w", part.name, key, err)
+			return nil, fmt.Errorf("parsing the %s of template %s@%d: %w", part.name, t.ID, version, err)
 		}
 	}
 	r.mu.Lock()
@@ -197,17 +222,13 @@ type linker struct {
 	req *event.MessageRequest
 }
 
-func (l linker) url(p token.Purpose, target string) (string, error) {
-	var b bytes.Buffer
-	b.WriteString(l.r.trackingURL)
-	b.WriteByte('/')
-	b.WriteByte(byte(p))
-	b.WriteByte('/')
-	text, err := l.r.keys.Append(b.AvailableBuffer(), l.req.KeyID, &token.Token{Purpose: p, MessageID: l.req.MessageID, RunID: l.req.RunID,
+// append appends what follows the tracking URL in a link. It holds no character
+// that is written otherwise in HTML.
+func (l linker) append(b []byte, p token.Purpose, target string) ([]byte, error) {
+	b, err := l.r.keys.Append(append(b, '/', byte(p), '/'), l.req.KeyID, &token.Token{Purpose: p, MessageID: l.req.MessageID, RunID: l.req.RunID,
 		Channel: l.req.Channel, CampaignID: l.req.CampaignID, UserID: l.req.UserID, Target: target})
 	if err != nil {
-		return "", fmt.Errorf("signing a link of message %s: %w", l.req.MessageID, err)
+		return b, fmt.Errorf("signing a link of message %s: %w", l.req.MessageID, err)
 	}
-	b.Write(text)
-	return b.String(), nil
+	return b, nil
 }

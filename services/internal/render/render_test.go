@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"fmt"
 	"io"
 	"net/mail"
 	"os"
@@ -223,15 +224,31 @@ func TestEncodingFitsTheText(t *testing.T) {
 	}
 }
 
+// A mail of 10 KB with five fields and five links: in ASCII, with a few letters
+// that are not, and mostly of such.
 func BenchmarkEmail(b *testing.B) {
-	r, q, tpl := renderer(b), request(), template()
-	tpl.HTML = strings.Replace(tpl.HTML, "</body>", strings.Repeat("<p>Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod.</p>\n", 110)+"</body>", 1)
-	b.ReportAllocs()
-	for b.Loop() {
-		out, err := r.Email(context.Background(), q, campaign, tpl)
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.SetBytes(int64(len(out.MIME)))
+	for _, c := range []struct{ name, person, line string }{
+		{"7bit", "Mika", "<p>Couriers ran in relays, each for a few miles, and handed on the letter box at the next station.</p>\n"},
+		{"quoted-printable", "Søn", "<p style=\"margin:0\">Couriers ran in relays, each for a few miles, and handed on the letter box at the next.</p>\n"},
+		{"base64", "美香", "<p>飛脚は宿駅ごとに交代し、手紙の入った箱を次の走者に渡した。</p>\n"},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			r, q, tpl := renderer(b), request(), template()
+			q.Attributes[1].Value = event.String(c.person)
+			tpl.Subject, tpl.Text = "{{ name }}, this is for you", ""
+			tpl.HTML = "<!doctype html><html><body>\n<p>Hello {{ name }} from {{ user_id }}, {{ address }}, plan {{ campaign_id }}, {{ points }} points.</p>\n"
+			for i := range 5 {
+				tpl.HTML += fmt.Sprintf("<p><a href=\"https://shop.example.test/offers/%d?plan=gold\">Offer %d</a></p>\n", i, i)
+			}
+			tpl.HTML += strings.Repeat(c.line, (10<<10-len(tpl.HTML))/len(c.line)) + "</body></html>\n"
+			b.ReportAllocs()
+			var out render.Rendered
+			for b.Loop() {
+				if err := r.EmailInto(context.Background(), &out, q, campaign, tpl); err != nil {
+					b.Fatal(err)
+				}
+				b.SetBytes(int64(len(out.MIME)))
+			}
+		})
 	}
 }
