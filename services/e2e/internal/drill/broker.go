@@ -1,0 +1,136 @@
+package drill
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/hikyaku/hikyaku/schemas/topic"
+)
+
+// What the broker says, asked with a client of our own.
+
+func (d *drill) connect() error {
+	cl, err := kgo.NewClient(kgo.SeedBrokers(d.brokers()...), kgo.RequestRetries(3), kgo.RetryTimeout(3*time.Second))
+	if err != nil {
+		return err
+	}
+	d.kafka = kadm.NewClient(cl)
+	return nil
+}
+
+// held are the partitions that a member has in a group. A member that was killed
+// keeps them until its session ends.
+func (d *drill) held(ctx context.Context, group string, m *member) (map[string][]int32, error) {
+	groups, err := d.kafka.DescribeGroups(ctx, d.namespace+"."+group)
+	if err != nil {
+		return nil, err
+	}
+	held := map[string][]int32{}
+	for _, g := range groups {
+		for _, one := range g.Members {
+			if one.InstanceID == nil || *one.InstanceID != m.name() {
+				continue
+			}
+			if assigned, ok := one.Assigned.AsConsumer(); ok {
+				for _, t := range assigned.Topics {
+					held[t.Topic] = append(held[t.Topic], t.Partitions...)
+				}
+			}
+		}
+	}
+	return held, nil
+}
+
+// idle tells whether a member has its partitions and nothing in them is waiting:
+// the last record of a partition may be a transaction's marker.
+func (d *drill) idle(group string, m *member) bool {
+	ctx, cancel := context.WithTimeout(d.ctx, 3*time.Second)
+	defer cancel()
+	held, err := d.held(ctx, group, m)
+	if err != nil || len(held) == 0 {
+		return false
+	}
+	committed, err := d.kafka.FetchOffsets(ctx, d.namespace+"."+group)
+	if err != nil {
+		return false
+	}
+	topics := make([]string, 0, len(held))
+	for t := range held {
+		topics = append(topics, t)
+	}
+	ends, err := d.kafka.ListCommittedOffsets(ctx, topics...)
+	if err != nil {
+		return false
+	}
+	for t, partitions := range held {
+		for _, p := range partitions {
+			c, ok := committed.Lookup(t, p)
+			end, there := ends.Lookup(t, p)
+			if !ok || !there || end.Err != nil || end.Offset-c.At > 1 {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// claim is one partition's claim as the group's metadata has it.
+type claim struct {
+	Topic     string // without the namespace
+	Partition int32
+	From, To  int64
+	Open      map[int64]bool
+}
+
+// snapshot is what a sender had claimed at a moment.
+type snapshot struct {
+	at     time.Time
+	i      *incident
+	claims []claim
+}
+
+// claimed notes what a sender had claimed when it died. How much of it had no
+// outcome is counted at the end, when the outcomes are known; until then it is
+// the number of messages claimed.
+func (d *drill) claimed(m *member, i *incident) int {
+	at := time.Now()
+	ctx, cancel := context.WithTimeout(d.ctx, 5*time.Second)
+	defer cancel()
+	group := string(topic.GroupSender)
+	held, err := d.held(ctx, group, m)
+	if err != nil {
+		return 0
+	}
+	committed, err := d.kafka.FetchOffsets(ctx, d.namespace+"."+group)
+	if err != nil {
+		return 0
+	}
+	s := snapshot{at: at, i: i}
+	n := 0
+	for t, partitions := range held {
+		for _, p := range partitions {
+			c, ok := committed.Lookup(t, p)
+			var meta struct {
+				To   int64   `json:"to"`
+				Open []int64 `json:"open"`
+			}
+			if !ok || c.Metadata == "" || json.Unmarshal([]byte(c.Metadata), &meta) != nil || meta.To < c.At {
+				continue
+			}
+			one := claim{Topic: t[len(d.namespace)+1:], Partition: p, From: c.At, To: meta.To, Open: map[int64]bool{}}
+			for _, o := range meta.Open {
+				one.Open[o] = true
+			}
+			n += int(one.To-one.From) + 1 - len(one.Open)
+			s.claims = append(s.claims, one)
+		}
+	}
+	d.mu.Lock()
+	d.snapshots = append(d.snapshots, s)
+	d.mu.Unlock()
+	return n
+}

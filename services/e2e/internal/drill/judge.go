@@ -1,0 +1,273 @@
+package drill
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+)
+
+// uncertainPerKill is how many people one kill of a sender may leave uncertain:
+// two windows of 64 connections.
+const uncertainPerKill = 128
+
+// backWithin is how soon a service is back at work after its restart.
+const backWithin = 5 * time.Second
+
+// settlesWithin is how long after a sender is back what it left behind may still be
+// recorded as uncertain.
+const settlesWithin = 5 * time.Second
+
+// facts are what the drill found out; judge looks at nothing else.
+type facts struct {
+	Policy string
+	State  string // of the run
+	// Balanced is what the balance sheet says; Differences are its lines that differ.
+	Balanced    bool
+	Differences map[string]int64
+
+	// Audience are the people who must be accounted for: those of the list, whoever else the run knows.
+	Audience map[string]bool
+	// Class is what became of each, as ClickHouse has it; who is not in it has no row.
+	Class map[string]string
+
+	Witnessed bool // the mail server's index was seen
+	// Mails is the number of mails per person, counted by the program that shares no code.
+	Mails map[string]int
+
+	// Uncertain are the outcomes uncertain, also those that a later answer overruled.
+	Uncertain []uncertain
+	// Unresolved is, per person, how often a call was asked without an answer being known.
+	Unresolved map[string]int
+	Incidents  []*incident
+
+	Joined, JoinedKnown     int      // acknowledged over HTTP or imported while services died; found in ClickHouse
+	Lost                    []string // of them, who is not there
+	Unsubscribed, Forgotten int      // acknowledged; of these not recorded in the profile
+	Files, FilesDone        int
+	Crowd                   []string // requests that were never acknowledged
+}
+
+type uncertain struct {
+	Person string
+	At     time.Duration // since the drill began
+}
+
+// incident is what was done to one process.
+type incident struct {
+	Kind     kind
+	Service  string
+	Instance int
+	Point    string // crashed: where
+	At       time.Duration
+	Share    float64       // of the audience that was settled then
+	Restart  time.Duration // when it was started or resumed
+	Back     time.Duration // when it was at work again; 0: never, as far as was seen
+	Ready    time.Duration // when it had joined its groups
+	Again    bool          // it died again before it was back: nothing is known of its return
+	Claimed  int           // of a sender: claimed and without an outcome at that moment, in the messages it held
+	Left     int           // people whom it left uncertain, overruled ones included
+	Why      string        // ended: its last words
+}
+
+func (i *incident) name() string {
+	if i.Kind == stackDown {
+		return stackName
+	}
+	return fmt.Sprintf("%s-%d", i.Service, i.Instance)
+}
+
+// ofSender tells whether it can leave people uncertain.
+func (i *incident) ofSender() bool { return i.Service == "sender" }
+
+// verdict is what came of the facts.
+type verdict struct {
+	CopiesMax      int
+	Repeats        int // mails beyond the first, all people together
+	RepeatsAllowed int // messages claimed and without an outcome at the kills
+	Twice          []string
+	Missing        []string // people nobody can say anything about, or accepted without a mail
+	Strangers      []string // people with a mail that the books do not know of
+	Uncertain      int      // people whose class that is
+	Stray          int      // uncertain outcomes that no kill of a sender explains
+	Broken         []string // the bars that broke, in words
+}
+
+func (v *verdict) broke(format string, a ...any) {
+	v.Broken = append(v.Broken, fmt.Sprintf(format, a...))
+}
+
+// judge holds the facts against the bars.
+func judge(f *facts, limit int) *verdict {
+	v := &verdict{}
+	atMostOnce := f.Policy == atMostOnce
+	if f.State != "finished" {
+		v.broke("the run did not finish: it is %s", f.State)
+	}
+	if !f.Balanced {
+		v.broke("the balance is not exact: %s", differences(f.Differences))
+	}
+	v.copies(f, atMostOnce)
+	v.people(f)
+	if n := len(v.Missing); n > 0 {
+		v.broke("%d people are missing: %s", n, few(v.Missing))
+	}
+	if n := len(v.Strangers); n > 0 {
+		v.broke("%d people got a mail that the books do not show: %s", n, few(v.Strangers))
+	}
+	v.attribute(f, limit)
+	if !atMostOnce && v.Uncertain > 0 {
+		v.broke("%d people are uncertain under at_least_once, which asks again", v.Uncertain)
+	}
+	if n := count(f.Class, "parked"); n > 0 {
+		v.broke("%d messages are parked though nothing was poisoned", n)
+	}
+	for _, i := range f.Incidents {
+		if i.Kind != killed && i.Kind != crashed || i.Again {
+			continue
+		}
+		switch away := i.Back - i.Restart; {
+		case i.Back == 0:
+			v.broke("%s was not back at work after it was %s at %s", i.name(), i.Kind, clock(i.At))
+		case away > backWithin:
+			v.broke("%s was back at work only %.1f s after its restart at %s", i.name(), away.Seconds(), clock(i.Restart))
+		}
+	}
+	if len(f.Lost) > 0 {
+		v.broke("%d of %d people who joined meanwhile and were acknowledged are lost: %s", len(f.Lost), f.Joined, few(f.Lost))
+	}
+	if f.Forgotten > 0 {
+		v.broke("%d of %d unsubscriptions that were acknowledged are lost", f.Forgotten, f.Unsubscribed)
+	}
+	if f.FilesDone < f.Files {
+		v.broke("%d of %d files were not imported to the end", f.Files-f.FilesDone, f.Files)
+	}
+	if len(f.Crowd) > 0 {
+		v.broke("%d requests were never answered well: %s", len(f.Crowd), few(f.Crowd))
+	}
+	return v
+}
+
+// copies judges how often each person got the mail.
+func (v *verdict) copies(f *facts, atMostOnce bool) {
+	for _, i := range f.Incidents {
+		v.RepeatsAllowed += i.Claimed
+	}
+	var beyond []string
+	for person, n := range f.Mails {
+		v.CopiesMax = max(v.CopiesMax, n)
+		v.Repeats += n - 1
+		if n > 1 {
+			v.Twice = append(v.Twice, person)
+		}
+		if n > 1+f.Unresolved[person] {
+			beyond = append(beyond, person)
+		}
+	}
+	sort.Strings(v.Twice)
+	sort.Strings(beyond)
+	switch {
+	case atMostOnce && len(v.Twice) > 0:
+		v.broke("%d people got more than one copy: %s", len(v.Twice), few(v.Twice))
+	case !atMostOnce && len(beyond) > 0:
+		v.broke("%d people got a copy more than calls without a known answer explain: %s", len(beyond), few(beyond))
+	case !atMostOnce && v.Repeats > v.RepeatsAllowed:
+		v.broke("%d copies were repeated, but only %d messages were claimed and without an outcome at the kills", v.Repeats, v.RepeatsAllowed)
+	}
+}
+
+// people judges that everybody is accounted for, by the books and by the mail server.
+func (v *verdict) people(f *facts) {
+	for person := range f.Audience {
+		switch class := f.Class[person]; class {
+		case "", "waiting", "unknown":
+			v.Missing = append(v.Missing, person)
+		case "uncertain":
+			v.Uncertain++
+		case "accepted":
+			if f.Witnessed && f.Mails[person] == 0 {
+				v.Missing = append(v.Missing, person)
+			}
+		}
+	}
+	for person := range f.Mails {
+		switch f.Class[person] {
+		case "accepted", "uncertain":
+		default:
+			v.Strangers = append(v.Strangers, person)
+		}
+	}
+	sort.Strings(v.Missing)
+	sort.Strings(v.Strangers)
+}
+
+// attribute puts every outcome uncertain to the kill or pause of a sender that
+// explains it: the latest one whose sender was not back, or not for long.
+func (v *verdict) attribute(f *facts, limit int) {
+	var senders []*incident
+	for _, i := range f.Incidents {
+		if i.ofSender() {
+			i.Left = 0
+			senders = append(senders, i)
+		}
+	}
+	slices.SortFunc(senders, func(a, b *incident) int { return int(a.At - b.At) })
+	open := func(i *incident, at time.Duration) bool {
+		return at >= i.At && (i.Back == 0 || at <= i.Back+settlesWithin)
+	}
+	for _, u := range f.Uncertain {
+		var cause *incident
+		for _, i := range senders {
+			if open(i, u.At) && (cause == nil || cause.Left >= limit || i.Left < limit) {
+				cause = i
+			}
+		}
+		if cause == nil {
+			v.Stray++
+			continue
+		}
+		cause.Left++
+	}
+	if v.Stray > 0 {
+		v.broke("%d people were left uncertain though no sender had died: by other kills, or by none", v.Stray)
+	}
+	for _, i := range senders {
+		if i.Left > limit {
+			v.broke("%s left %d people uncertain at %s, more than %d", i.name(), i.Left, clock(i.At), limit)
+		}
+	}
+}
+
+func count(classes map[string]string, class string) (n int) {
+	for _, c := range classes {
+		if c == class {
+			n++
+		}
+	}
+	return n
+}
+
+// few names the first few of a list.
+func few(list []string) string {
+	const shown = 8
+	if len(list) <= shown {
+		return strings.Join(list, ", ")
+	}
+	return strings.Join(list[:shown], ", ") + ", …"
+}
+
+func differences(d map[string]int64) string {
+	var all []string
+	for name, n := range d {
+		all = append(all, fmt.Sprintf("%s %+d", name, n))
+	}
+	sort.Strings(all)
+	if len(all) == 0 {
+		return "the run is not balanced"
+	}
+	return "ClickHouse counts " + strings.Join(all, ", ")
+}
+
+// clock writes a moment of the drill.
+func clock(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
