@@ -56,7 +56,7 @@ var ErrInvalid = errors.New("token is not valid")
 // links signed with it may be followed. Keys is safe for concurrent use.
 type Keys struct {
 	current string
-	pools   map[string]*sync.Pool // of hash.Hash, keyed by key id
+	pools   map[string]*sync.Pool // of *signer, keyed by key id
 }
 
 // NewKeys returns keys that sign with current. Every key id has its secret in
@@ -74,7 +74,7 @@ func NewKeys(current string, secrets map[string][]byte) (*Keys, error) {
 			return nil, fmt.Errorf("the secret of key %q is shorter than 16 bytes", id)
 		}
 		secret := slices.Clone(secret)
-		k.pools[id] = &sync.Pool{New: func() any { return hmac.New(sha256.New, secret) }}
+		k.pools[id] = &sync.Pool{New: func() any { return &signer{mac: hmac.New(sha256.New, secret)} }}
 	}
 	return k, nil
 }
@@ -90,16 +90,18 @@ func (k *Keys) Append(b []byte, keyID string, t *Token) ([]byte, error) {
 	if !ok {
 		return b, fmt.Errorf("no secret for the signing key %q", keyID)
 	}
-	var stack [512]byte
-	p := append(stack[:0], version, byte(t.Purpose), byte(len(keyID)))
+	s := pool.Get().(*signer)
+	defer pool.Put(s)
+	p := append(s.payload[:0], version, byte(t.Purpose), byte(len(keyID)))
 	p = append(p, keyID...)
 	p = append(p, t.MessageID[:]...)
 	p = append(p, t.RunID[:]...)
-	for _, s := range [...]string{t.Channel, t.CampaignID, t.UserID, t.Target} {
-		p = binary.AppendUvarint(p, uint64(len(s)))
-		p = append(p, s...)
+	for _, field := range [...]string{t.Channel, t.CampaignID, t.UserID, t.Target} {
+		p = binary.AppendUvarint(p, uint64(len(field)))
+		p = append(p, field...)
 	}
-	p = appendMAC(pool, p, p)
+	p = append(p, s.sign(p)...)
+	s.payload = p
 	return base64.RawURLEncoding.AppendEncode(b, p), nil
 }
 
@@ -116,7 +118,12 @@ func (k *Keys) Parse(purpose Purpose, text string) (*Token, error) {
 		return nil, ErrInvalid
 	}
 	pool, ok := k.pools[string(rest[1:1+idLen])]
-	if !ok || !hmac.Equal(mac, appendMAC(pool, nil, payload)) || Purpose(payload[1]) != purpose {
+	if !ok {
+		return nil, ErrInvalid
+	}
+	s := pool.Get().(*signer)
+	defer pool.Put(s)
+	if !hmac.Equal(mac, s.sign(payload)) || Purpose(payload[1]) != purpose {
 		return nil, ErrInvalid
 	}
 	rest = rest[1+idLen:]
@@ -136,11 +143,16 @@ func (k *Keys) Parse(purpose Purpose, text string) (*Token, error) {
 	return t, nil
 }
 
-func appendMAC(pool *sync.Pool, b, payload []byte) []byte {
-	h := pool.Get().(hash.Hash)
-	defer pool.Put(h)
-	h.Reset()
-	h.Write(payload)
-	var sum [sha256.Size]byte
-	return append(b, h.Sum(sum[:0])[:macBytes]...)
+// signer is what signing takes, kept for the next token.
+type signer struct {
+	mac     hash.Hash
+	payload []byte
+	sum     [sha256.Size]byte
+}
+
+// sign returns the MAC of a payload, valid until the next.
+func (s *signer) sign(payload []byte) []byte {
+	s.mac.Reset()
+	s.mac.Write(payload)
+	return s.mac.Sum(s.sum[:0])[:macBytes]
 }

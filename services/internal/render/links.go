@@ -155,6 +155,9 @@ func declarationEnd(src []byte, start int) int {
 
 // isRawText names the elements in which only their own end tag is markup.
 func isRawText(name []byte) bool {
+	if len(name) < len("xmp") {
+		return false
+	}
 	for _, n := range [...]string{"style", "title", "textarea", "iframe", "noembed", "noframes", "noscript", "plaintext", "xmp"} {
 		if len(name) == len(n) && strings.EqualFold(string(name), n) {
 			return true

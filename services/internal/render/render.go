@@ -83,7 +83,8 @@ type Rendered struct {
 	MIME             []byte
 	Hash             [sha256.Size]byte // of MIME
 
-	plain []byte // HTML before links are rewritten
+	plain     []byte // HTML before links are rewritten
+	variables map[string]any
 }
 
 // Email renders a request. The error is a *Rejection, or one that concerns every
@@ -114,7 +115,11 @@ func (r *Renderer) EmailInto(ctx context.Context, m *Rendered, req *event.Messag
 		return err
 	}
 	unsubscribe := r.trackingURL + string(path)
-	vars := variables(req, unsubscribe)
+	if m.variables == nil {
+		m.variables = map[string]any{}
+	}
+	clear(m.variables)
+	setVariables(m.variables, req, unsubscribe)
 	var subject []byte
 	for _, part := range []struct {
 		name string
@@ -125,7 +130,7 @@ func (r *Renderer) EmailInto(ctx context.Context, m *Rendered, req *event.Messag
 		if part.t == nil {
 			continue
 		}
-		if *part.to, err = part.t.Append(ctx, *part.to, vars); err != nil {
+		if *part.to, err = part.t.Append(ctx, *part.to, m.variables); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -191,11 +196,10 @@ func (r *Renderer) template(t *definition.Template, version int64) (*compiled, e
 	return c, nil
 }
 
-// variables are what a template can read: the person's attributes by name,
+// setVariables sets what a template can read: the person's attributes by name,
 // segments by id, and what Hikyaku itself knows. Ours win over attributes of
 // the same name.
-func variables(req *event.MessageRequest, unsubscribe string) map[string]any {
-	vars := make(map[string]any, len(req.Attributes)+8)
+func setVariables(vars map[string]any, req *event.MessageRequest, unsubscribe string) {
 	for i := range req.Attributes {
 		vars[req.Attributes[i].Name] = req.Attributes[i].Value.Any()
 	}
@@ -213,7 +217,6 @@ func variables(req *event.MessageRequest, unsubscribe string) map[string]any {
 	vars["user_id"], vars["address"], vars["campaign_id"] = req.UserID, req.Address, req.CampaignID
 	vars["requested_at"] = req.RequestedAt.UTC().Format(time.RFC3339)
 	vars["unsubscribe_url"] = unsubscribe
-	return vars
 }
 
 // linker makes the links of one message.
