@@ -129,6 +129,9 @@ func (l *claimLoop) commit(now time.Time, proposal []*claimItem) bool {
 			continue
 		}
 		offset, metadata := p.claim()
+		if crash.Sabotaged(crash.Claim) {
+			metadata = "" // what is called now is claimed by nobody
+		}
 		// A claim made again says nothing new, and must be sent: only the
 		// coordinator's answer makes it one.
 		changed := p.claiming || offset != p.offset || metadata != p.metadata
