@@ -94,23 +94,20 @@ type snapshot struct {
 }
 
 // claimed notes what a sender had claimed when it died. How much of it had no
-// outcome is counted at the end, when the outcomes are known; until then it is
-// the number of messages claimed.
-func (d *drill) claimed(m *member, i *incident) int {
-	at := time.Now()
+// outcome is counted at the end, when the outcomes are known.
+func (d *drill) claimed(m *member, i *incident) {
+	s := snapshot{at: time.Now(), i: i}
 	ctx, cancel := context.WithTimeout(d.ctx, 5*time.Second)
 	defer cancel()
 	group := string(topic.GroupSender)
 	held, err := d.held(ctx, group, m)
 	if err != nil {
-		return 0
+		return
 	}
 	committed, err := d.kafka.FetchOffsets(ctx, d.namespace+"."+group)
 	if err != nil {
-		return 0
+		return
 	}
-	s := snapshot{at: at, i: i}
-	n := 0
 	for t, partitions := range held {
 		for _, p := range partitions {
 			c, ok := committed.Lookup(t, p)
@@ -125,12 +122,11 @@ func (d *drill) claimed(m *member, i *incident) int {
 			for _, o := range meta.Open {
 				one.Open[o] = true
 			}
-			n += int(one.To-one.From) + 1 - len(one.Open)
 			s.claims = append(s.claims, one)
 		}
 	}
+	i.Seen = true
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.snapshots = append(d.snapshots, s)
-	d.mu.Unlock()
-	return n
 }

@@ -127,15 +127,18 @@ func (d *drill) gather() (*facts, error) {
 	}); err != nil {
 		return nil, err
 	}
-	if err := rows(d, "SELECT user_id, outcome, toUnixTimestamp64Micro(occurred_at) AS at FROM outcomes WHERE run_id = "+run+
+	if err := rows(d, "SELECT user_id, outcome, toUnixTimestamp64Micro(occurred_at) AS at, source_topic, source_partition, source_offset FROM outcomes WHERE run_id = "+run+
 		" AND (outcome = 'uncertain' OR reason IN ('sender_lost', 'no_answer'))", func(r struct {
-		UserID  string `json:"user_id"`
-		Outcome string
-		At      int64
+		UserID    string `json:"user_id"`
+		Outcome   string
+		At        int64
+		Topic     string `json:"source_topic"`
+		Partition int32  `json:"source_partition"`
+		Offset    int64  `json:"source_offset"`
 	}) {
 		f.Unresolved[r.UserID]++
 		if r.Outcome == "uncertain" {
-			f.Uncertain = append(f.Uncertain, uncertain{r.UserID, time.UnixMicro(r.At).Sub(d.began)})
+			f.Uncertain = append(f.Uncertain, uncertain{r.UserID, time.UnixMicro(r.At).Sub(d.began), place{r.Topic, r.Partition, r.Offset}})
 		}
 	}); err != nil {
 		return nil, err
@@ -163,11 +166,6 @@ func (d *drill) countClaimed(run string) error {
 	if len(d.snapshots) == 0 {
 		return nil
 	}
-	type place struct {
-		topic     string
-		partition int32
-		offset    int64
-	}
 	answered := map[place]int64{} // when, in ms; in 2200 if it was only found unresolved
 	if err := rows(d, "SELECT source_topic, source_partition, source_offset, toUnixTimestamp64Milli(min(if(reason = 'sender_lost', toDateTime64('2200-01-01 00:00:00', 3, 'UTC'), ingested_at))) AS at FROM outcomes WHERE run_id = "+run+
 		" AND source_topic != '' GROUP BY source_topic, source_partition, source_offset", func(r struct {
@@ -181,15 +179,17 @@ func (d *drill) countClaimed(run string) error {
 		return err
 	}
 	for _, s := range d.snapshots {
-		s.i.Claimed = 0
+		s.i.claims = map[place]bool{}
 		for _, c := range s.claims {
 			for o := c.From; o <= c.To; o++ {
+				lay := place{c.Topic, c.Partition, o}
 				// What never had any outcome is a transaction's marker.
-				if at, ok := answered[place{c.Topic, c.Partition, o}]; ok && !c.Open[o] && at > s.at.UnixMilli() {
-					s.i.Claimed++
+				if at, ok := answered[lay]; ok && !c.Open[o] && at > s.at.UnixMilli() {
+					s.i.claims[lay] = true
 				}
 			}
 		}
+		s.i.Claimed = len(s.i.claims)
 	}
 	return nil
 }

@@ -16,8 +16,8 @@ const uncertainPerKill = 128
 const backWithin = 5 * time.Second
 
 // settlesWithin is how long after a sender is back what it left behind may still be
-// recorded as uncertain.
-const settlesWithin = 5 * time.Second
+// recorded as uncertain, where the broker could not be asked what that was.
+const settlesWithin = 20 * time.Second
 
 // facts are what the drill found out; judge looks at nothing else.
 type facts struct {
@@ -51,7 +51,15 @@ type facts struct {
 
 type uncertain struct {
 	Person string
-	At     time.Duration // since the drill began
+	At     time.Duration // when it was recorded, since the drill began
+	Source place
+}
+
+// place is where a message lay.
+type place struct {
+	Topic     string // without the namespace
+	Partition int32
+	Offset    int64
 }
 
 // incident is what was done to one process.
@@ -66,9 +74,11 @@ type incident struct {
 	Back     time.Duration // when it was at work again; 0: never, as far as was seen
 	Ready    time.Duration // when it had joined its groups
 	Again    bool          // it died again before it was back: nothing is known of its return
-	Claimed  int           // of a sender: claimed and without an outcome at that moment, in the messages it held
-	Left     int           // people whom it left uncertain, overruled ones included
-	Why      string        // ended: its last words
+	Claimed  int           // of a sender: messages claimed and without an outcome at that moment, of those it held
+	Seen     bool          // the broker told what it had claimed
+	claims   map[place]bool
+	Left     int    // people whom it left uncertain, overruled ones included
+	Why      string // ended: its last words
 }
 
 func (i *incident) name() string {
@@ -151,9 +161,13 @@ func judge(f *facts, limit int) *verdict {
 
 // copies judges how often each person got the mail.
 func (v *verdict) copies(f *facts, atMostOnce bool) {
+	claimed := map[place]bool{} // one message counts once, though two kills in a row found it so
 	for _, i := range f.Incidents {
-		v.RepeatsAllowed += i.Claimed
+		for at := range i.claims {
+			claimed[at] = true
+		}
 	}
+	v.RepeatsAllowed = len(claimed)
 	var beyond []string
 	for person, n := range f.Mails {
 		v.CopiesMax = max(v.CopiesMax, n)
@@ -202,8 +216,9 @@ func (v *verdict) people(f *facts) {
 	sort.Strings(v.Strangers)
 }
 
-// attribute puts every outcome uncertain to the kill or pause of a sender that
-// explains it: the latest one whose sender was not back, or not for long.
+// attribute puts every outcome uncertain to the death or pause of a sender that
+// explains it: the first one at which the broker listed the message as claimed.
+// Where the broker could not be asked, the time must do.
 func (v *verdict) attribute(f *facts, limit int) {
 	var senders []*incident
 	for _, i := range f.Incidents {
@@ -213,24 +228,22 @@ func (v *verdict) attribute(f *facts, limit int) {
 		}
 	}
 	slices.SortFunc(senders, func(a, b *incident) int { return int(a.At - b.At) })
-	open := func(i *incident, at time.Duration) bool {
-		return at >= i.At && (i.Back == 0 || at <= i.Back+settlesWithin)
+	explains := func(i *incident, u uncertain) bool {
+		if i.Seen {
+			return i.claims[u.Source]
+		}
+		return u.At >= i.At && (i.Back == 0 || u.At <= i.Back+settlesWithin) && i.Left < limit
 	}
 	for _, u := range f.Uncertain {
-		var cause *incident
-		for _, i := range senders {
-			if open(i, u.At) && (cause == nil || cause.Left >= limit || i.Left < limit) {
-				cause = i
-			}
-		}
-		if cause == nil {
+		n := slices.IndexFunc(senders, func(i *incident) bool { return explains(i, u) })
+		if n < 0 {
 			v.Stray++
 			continue
 		}
-		cause.Left++
+		senders[n].Left++
 	}
 	if v.Stray > 0 {
-		v.broke("%d people were left uncertain though no sender had died: by other kills, or by none", v.Stray)
+		v.broke("%d people were left uncertain though no sender that died had claimed them: by other kills, or by none", v.Stray)
 	}
 	for _, i := range senders {
 		if i.Left > limit {

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 )
 
@@ -132,8 +133,8 @@ func (m *member) keep() {
 			}
 		}
 		m.mu.Unlock()
-		if m.service == "sender" && i.Kind != ended {
-			i.Claimed = m.d.claimed(m, i) // before somebody goes on with it
+		if m.service == "sender" {
+			m.d.claimed(m, i) // before somebody goes on with it
 		}
 		if i.Kind == ended {
 			time.Sleep(200 * time.Millisecond) // as a supervisor does
@@ -173,7 +174,7 @@ func (m *member) freeze(i *incident, long time.Duration) {
 	m.note('p')
 	m.mu.Unlock()
 	if m.service == "sender" {
-		i.Claimed = m.d.claimed(m, i)
+		m.d.claimed(m, i)
 	}
 	select {
 	case <-time.After(long):
@@ -258,7 +259,7 @@ func (m *member) watch(i *incident, before map[string]float64) {
 			i.Ready = m.d.since()
 		}
 		records := m.records()
-		all := true
+		all := m.service != topic.Importer || m.importing()
 		for _, g := range m.groups {
 			if worked[g] {
 				continue
@@ -282,6 +283,27 @@ func (m *member) watch(i *incident, before map[string]float64) {
 		m.doing = nil
 	}
 	m.mu.Unlock()
+}
+
+// importing tells whether an importer has committed rows, or knows that none are left.
+func (m *member) importing() bool {
+	_, body := m.d.get(m.d.ctx, "http://"+m.telemetry+"/metrics")
+	known, waiting := 0.0, 0.0
+	for lines := bufio.NewScanner(bytes.NewReader(body)); lines.Scan(); {
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		n, err := strconv.ParseFloat(value, 64)
+		switch {
+		case err != nil:
+		case name == "importer_rows_total" && n > 0:
+			return true
+		case name == `importer_imports{state="announced"}`, name == `importer_imports{state="reading"}`:
+			waiting += n
+			known += n
+		case strings.HasPrefix(name, "importer_imports{"):
+			known += n
+		}
+	}
+	return known > 0 && waiting == 0
 }
 
 // up tells whether it serves.
