@@ -13,12 +13,13 @@ import (
 // stage is the whole service for one request: read, render, write. What cannot
 // be rendered for one person is a rejection of that message and of no other.
 func (s *Service) stage(in *input, out *output) func(context.Context, *kgo.Record) ([]*kgo.Record, error) {
+	mail := new(render.Rendered) // for one message after another: records hold copies
 	return func(ctx context.Context, r *kgo.Record) ([]*kgo.Record, error) {
 		j, err := in.read(ctx, r)
 		if err != nil {
 			return nil, err
 		}
-		mail, err := s.mail.Email(ctx, &j.request, j.campaign, j.template)
+		err = s.mail.EmailInto(ctx, mail, &j.request, j.campaign, j.template)
 		var rejection *render.Rejection
 		if err != nil && !errors.As(err, &rejection) {
 			return nil, err

@@ -19,6 +19,10 @@ import (
 // maxPoll bounds a transaction to a fraction of a second of rendering.
 const maxPoll = 1000
 
+// maxOutputBytes bounds it when messages are large: a thousand of the largest would
+// be a gigabyte.
+const maxOutputBytes = 16 << 20
+
 // recordOverheadBytes is what a message record holds beside the message.
 const recordOverheadBytes = 8 << 10
 
@@ -69,7 +73,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g.Go(func() error {
 		defer stopBehind()
 		return s.cluster.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupRenderer, Topics: topic.ReadBy(topic.GroupRenderer),
-			MaxPollRecords: maxPoll, Transformer: kafka.Each(s.cluster, s.stage(in, out))})
+			MaxPollRecords: maxPoll, MaxOutputBytes: maxOutputBytes, Transformer: kafka.Each(s.cluster, s.stage(in, out))})
 	})
 	return g.Wait()
 }

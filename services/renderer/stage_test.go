@@ -3,6 +3,8 @@ package renderer_test
 import (
 	"context"
 	"crypto/sha256"
+	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -281,4 +283,39 @@ func TestThreeAbortedTransactionsLeaveOneMessage(t *testing.T) {
 	require.EqualValues(t, 3, refused.Load())
 	require.Len(t, all[event.Message](s, topic.MessagesEmailBulk)["ann"], 1)
 	require.Len(t, all[event.Outcome](s, topic.Outcomes)["ann"], 1)
+}
+
+// Sixty of the largest messages are not one transaction: neither memory nor the time
+// that a transaction may take has room for a thousand.
+func TestLargeMessagesFillSeveralTransactions(t *testing.T) {
+	s := newStage(t)
+	var text strings.Builder
+	for r := rand.NewChaCha8([32]byte{}); text.Len() < 900<<10; { // does not compress
+		fmt.Fprintf(&text, "%x\n", r.Uint64())
+	}
+	s.define(text.String())
+	var requests []*event.MessageRequest
+	for i := range 60 {
+		requests = append(requests, request(fmt.Sprint("user", i), "Ann"))
+	}
+	s.ask(requests...)
+	var written, largest atomic.Int64
+	s.Fake.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		s.Fake.KeepControl()
+		for _, t := range req.(*kmsg.ProduceRequest).Topics {
+			for _, p := range t.Partitions {
+				written.Add(int64(len(p.Records)))
+			}
+		}
+		return nil, nil, false
+	})
+	s.Fake.ControlKey(int16(kmsg.EndTxn), func(kmsg.Request) (kmsg.Response, error, bool) {
+		s.Fake.KeepControl()
+		largest.Store(max(largest.Load(), written.Swap(0)))
+		return nil, nil, false
+	})
+	s.start()
+	s.passed(len(requests))
+	require.Len(t, all[event.Message](s, topic.MessagesEmailBulk), len(requests))
+	require.Less(t, largest.Load(), int64(40<<20))
 }

@@ -74,7 +74,14 @@ type TransformOptions struct {
 	// Window is how long further polls may join the first of a batch, up to
 	// MaxPollRecords; 0 takes what the first poll gives.
 	Window time.Duration
+	// MaxOutputBytes ends a batch when what becomes of it is this large, at most 20
+	// records later; 0 does not. For records that may become far larger than they
+	// are: a transaction must fit into memory, and end in time. The Transformer is then given its batch in parts, and must not be a Committer.
+	MaxOutputBytes int
 }
+
+// partRecords is how many records are decided before the outputs are weighed.
+const partRecords = 20
 
 // endPatience is how long the end of a transaction may take, after its outputs are
 // flushed, before the session is given up. Opening the next one aborts what is left.
@@ -179,27 +186,43 @@ func (c *Cluster) transformSession(ctx, work context.Context, o TransformOptions
 
 // turn is one batch, from poll to commit.
 func (l *transformLoop) turn() error {
-	fetches := l.gather(l.ctx, l.sess.PollRecords, l.o.MaxPollRecords, 0, l.o.Window, pollTimeout)
 	// I3: nothing is in flight when this runs: the transaction has ended.
 	defer l.letGo(l.sess.AllowRebalance)
 	defer l.applyPauses()
-	if err := l.pollErrors(fetches); err != nil {
-		return err
+	var batch, out []*kgo.Record
+	part, patience := l.o.MaxPollRecords, pollTimeout
+	if l.o.MaxOutputBytes > 0 {
+		part = min(part, partRecords)
 	}
-	batch, n := data(fetches)
-	if n == 0 {
-		return nil
-	}
-	var out []*kgo.Record
-	if len(batch) > 0 {
-		var err error
-		switch out, err = l.decide(batch); {
-		case errors.Is(err, errLetGo):
-			l.stage.retried.Add(float64(len(batch)))
-			return l.rewind()
-		case err != nil:
+	polled := 0
+	for outBytes := 0; ; patience = time.Millisecond { // further parts are what has been fetched already
+		fetches := l.gather(l.ctx, l.sess.PollRecords, min(part, l.o.MaxPollRecords-polled), 0, l.o.Window, patience)
+		if err := l.pollErrors(fetches); err != nil {
 			return err
 		}
+		records, n := data(fetches)
+		polled += n
+		batch = append(batch, records...)
+		if len(records) > 0 {
+			made, err := l.decide(records)
+			switch {
+			case errors.Is(err, errLetGo):
+				l.stage.retried.Add(float64(len(batch)))
+				return l.rewind()
+			case err != nil:
+				return err
+			}
+			out = append(out, made...)
+			for _, r := range made {
+				outBytes += len(r.Key) + len(r.Value)
+			}
+		}
+		if n == 0 || polled >= l.o.MaxPollRecords || outBytes >= l.o.MaxOutputBytes { // without a limit after the first
+			break
+		}
+	}
+	if polled == 0 {
+		return nil
 	}
 	return l.commit(batch, out)
 }

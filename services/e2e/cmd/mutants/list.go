@@ -69,7 +69,8 @@ func mutants() []mutant {
 			"return m.MessageID == id }) {\n		books.Repeats++", "return false }) {\n		books.Repeats++",
 			resolver, ".", "TestACandidateThatComesTwiceIsARepeat"},
 		{"I5", "a message renders to other bytes each time", internal + "/render/mime.go",
-			"	h.SetMessageID(req.MessageID.String() + \"@\" + domain(campaign.From.Address))\n", "	_ = h.GenerateMessageID()\n",
+			"	h.add(\"Message-Id\", \"<\"+id+\"@\"+domain(campaign.From.Address)+\">\")\n",
+			"	var m2 mail.Header\n	_ = m2.GenerateMessageID()\n	h.add(\"Message-Id\", m2.Get(\"Message-Id\"))\n",
 			internal, "./render", "TestMessageIsTheSameForEver"},
 
 		{"I6", "a later patch of a batch loses to an earlier one", resolver + "/input.go",
