@@ -51,6 +51,9 @@ func TestMain(m *testing.M) {
 			os.RemoveAll(dir)
 		}
 	}
+	if mortalDir != "" {
+		os.RemoveAll(mortalDir)
+	}
 	os.Exit(code)
 }
 
