@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -89,14 +90,15 @@ func newPersonLoop(c *kafka.Cluster, cfg Config, log *slog.Logger, m *metrics) *
 		rates: map[int32]*rate{}, schedules: map[string]scheduledAt{}}
 }
 
-// decode reads a value of one of our own changelogs. A changelog that cannot be
-// read is Fatal: it is our state, and there is no going on without it.
+// decode reads a value of one of our own changelogs. What cannot be read is one
+// person's: what is about her is parked, because no decision may be made without
+// her consent or the memory of what she was sent, and everybody else goes on.
 func (l *personLoop) decode(name topic.Name, value []byte, into event.Record) error {
 	err := l.cluster.Decode(&kgo.Record{Topic: name.In(l.cluster.Namespace()), Value: value}, into)
-	if err != nil && fault.ClassOf(err) == fault.ClassPoison {
-		return fault.Fatal(fmt.Errorf("reading %s from the person store: %w", name, err))
+	if err != nil {
+		return fmt.Errorf("what is kept of the person in %s cannot be read: %w", name, err)
 	}
-	return err
+	return nil
 }
 
 // Transform decides over one batch.
@@ -149,7 +151,7 @@ func (l *personLoop) handle(ctx context.Context, b *batch, r *kgo.Record) error 
 		if err := l.atHome(o.UserID, r); err != nil {
 			return err
 		}
-		return l.settle(b, &o, r.Partition)
+		return l.settle(ctx, b, &o, r.Partition)
 	case topic.RunRequests:
 		var q event.RunRequest
 		if err := l.cluster.Decode(r, &q); err != nil {
@@ -173,7 +175,7 @@ func (l *personLoop) handle(ctx context.Context, b *batch, r *kgo.Record) error 
 		if err := l.atHome(c.UserID, r); err != nil {
 			return err
 		}
-		return l.admit(ctx, b, &c, r.Partition)
+		return l.admit(ctx, b, &c, kafka.Attempt(r), r.Partition)
 	}
 	return fault.Fatal(fmt.Errorf("the person loop does not read %s", r.Topic))
 }
@@ -239,18 +241,51 @@ func (l *personLoop) join(b *batch, m *event.SegmentMember, partition int32) err
 }
 
 // settle moves a message to the class that its outcomes say.
-func (l *personLoop) settle(b *batch, o *event.Outcome, partition int32) error {
+func (l *personLoop) settle(ctx context.Context, b *batch, o *event.Outcome, partition int32) error {
 	c, err := b.state(o.UserID, kindMessages, partition)
 	if err != nil {
 		return err
 	}
 	i := slices.IndexFunc(c.rec.Messages, func(m event.MessageState) bool { return m.MessageID == o.MessageID })
-	if i < 0 {
+	ofCandidate := o.Reason == kafka.ReasonCandidate
+	switch {
+	case i < 0 && ofCandidate && o.Outcome == ledger.Parked:
+		if i, err = l.remember(ctx, b, c, o, partition); err != nil || i < 0 {
+			return err
+		}
+	case i < 0:
 		return nil // a test message, or one forgotten long ago
+	case ofCandidate && c.rec.Messages[i].Ending != ledger.Parked && c.rec.Messages[i].Ending != ledger.Replayed:
+		return nil // it was admitted, by another copy of the candidate or by its replay
 	}
-	m := &c.rec.Messages[i]
+	return l.apply(b, c, &c.rec.Messages[i], o.Outcome, o.Attempt, partition)
+}
+
+// remember makes a message of a candidate that was parked: whoever was to be sent
+// to is counted as requested and parked, or her run would wait for her for ever. It
+// returns -1 when there is no such run.
+func (l *personLoop) remember(ctx context.Context, b *batch, c *cell[event.PersonState], o *event.Outcome, partition int32) (int, error) {
+	campaign, run, err := l.runOf(ctx, o.RunID)
+	if err != nil {
+		if fault.ClassOf(err) == fault.ClassPoison {
+			return -1, nil
+		}
+		return -1, err
+	}
+	now := b.timeOf(partition, &run)
+	m := event.MessageState{MessageID: o.MessageID, RunID: o.RunID, CampaignID: campaign, At: now}
+	ledger.Admit(&m)
+	books := b.count(o.RunID, campaign, partition)
+	books.Requested++
+	books.Waiting++
+	c.rec.Messages = append(recent(c.rec.Messages, now), m)
+	return len(c.rec.Messages) - 1, nil
+}
+
+// apply takes one outcome of a message into account.
+func (l *personLoop) apply(b *batch, c *cell[event.PersonState], m *event.MessageState, outcome string, number, partition int32) error {
 	attempt, ending := m.Attempt, m.Ending
-	before, moved := ledger.Apply(m, o.Outcome, o.Attempt)
+	before, moved := ledger.Apply(m, outcome, number)
 	if moved {
 		// I9: one unit from class to class, in the transaction that remembers it.
 		ledger.Move(b.count(m.RunID, m.CampaignID, partition), before, m.Class)
@@ -265,8 +300,9 @@ func (l *personLoop) settle(b *batch, o *event.Outcome, partition int32) error {
 }
 
 // admit decides over one candidate. It is the one place that drops a repeated
-// message_id (I5): from here to the provider all is transactional.
-func (l *personLoop) admit(ctx context.Context, b *batch, q *event.Candidate, partition int32) error {
+// message_id (I5): from here to the provider all is transactional. An attempt
+// above 0 is that of a replay: the candidate was parked before it was admitted.
+func (l *personLoop) admit(ctx context.Context, b *batch, q *event.Candidate, attempt, partition int32) error {
 	campaign, run, err := l.runOf(ctx, q.RunID)
 	if err != nil {
 		return err
@@ -277,8 +313,23 @@ func (l *personLoop) admit(ctx context.Context, b *batch, q *event.Candidate, pa
 		return err
 	}
 	books := b.count(q.RunID, campaign, partition)
-	// I5: known by what it is, however often and by whatever way it comes.
-	if slices.ContainsFunc(messages.rec.Messages, func(m event.MessageState) bool { return m.MessageID == id }) {
+	m := event.MessageState{MessageID: id, RunID: q.RunID, CampaignID: campaign}
+	known := slices.IndexFunc(messages.rec.Messages, func(m event.MessageState) bool { return m.MessageID == id })
+	switch {
+	case known >= 0 && attempt > 0:
+		// Counted since it was parked. What says that it was replayed may come later.
+		was := &messages.rec.Messages[known]
+		if was.Ending == ledger.Parked || was.Ending == ledger.Replayed {
+			if err := l.apply(b, messages, was, ledger.Replayed, attempt-1, partition); err != nil {
+				return err
+			}
+		}
+		m = *was
+		if !ledger.Readmit(&m, attempt) {
+			return nil // I5: admitted before; and no candidate of any shard, so no repeat
+		}
+	case known >= 0:
+		// I5: known by what it is, however often and by whatever way it comes.
 		books.Repeats++
 		l.metrics.admitted.WithLabelValues("repeat").Inc()
 		return nil
@@ -288,31 +339,43 @@ func (l *personLoop) admit(ctx context.Context, b *batch, q *event.Candidate, pa
 		return err
 	}
 	now := b.timeOf(partition, &run)
-	m := event.MessageState{MessageID: id, RunID: q.RunID, CampaignID: campaign, At: now}
 	address, consent := admit.Of(person.rec, run.Channel)
 	why := admit.Decide(admit.Question{Address: address, Consent: consent, Rule: run.Consent, Cancelled: run.CancelRequested})
-	if why != "" {
-		l.metrics.admitted.WithLabelValues(string(why)).Inc()
-		ledger.Exclude(&m)
-		ledger.CountExclusion(books, string(why))
-		err = b.emit(topic.Outcomes, q.UserID, &event.Outcome{OutcomeID: identity.Outcome(id, ledger.Excluded, 0, ""), MessageID: id, RunID: q.RunID, CampaignID: campaign,
-			Lane: run.Lane, UserID: q.UserID, Channel: run.Channel, Outcome: ledger.Excluded, Reason: string(why), OccurredAt: now})
+	if why == "" {
+		err = l.requestMessage(b, id, q, campaign, &run, person.rec, address, now, attempt, partition)
 	} else {
-		l.metrics.admitted.WithLabelValues("requested").Inc()
-		ledger.Admit(&m)
-		books.Requested++
-		books.Waiting++
-		err = l.requestMessage(b, id, q, campaign, &run, person.rec, address, now, partition)
+		err = b.emit(topic.Outcomes, q.UserID, &event.Outcome{OutcomeID: identity.Outcome(id, ledger.Excluded, attempt, ""), MessageID: id, RunID: q.RunID, CampaignID: campaign,
+			Lane: run.Lane, UserID: q.UserID, Channel: run.Channel, Outcome: ledger.Excluded, Attempt: attempt, Reason: string(why), OccurredAt: now})
 	}
 	if err != nil {
 		return fmt.Errorf("admitting message %s: %w", id, err)
 	}
-	messages.rec.Messages = append(recent(messages.rec.Messages, now), m)
+	// From here nothing fails: a candidate that is parked leaves no trace in the books.
+	if known < 0 {
+		books.Requested++
+		books.Waiting++
+		ledger.Admit(&m)
+	}
+	if why == "" {
+		l.metrics.admitted.WithLabelValues("requested").Inc()
+	} else {
+		l.metrics.admitted.WithLabelValues(string(why)).Inc()
+		books.Requested--
+		ledger.Move(books, ledger.Waiting, "")
+		ledger.CountExclusion(books, string(why))
+		ledger.Exclude(&m)
+	}
+	if known < 0 {
+		m.At = now
+		messages.rec.Messages = append(recent(messages.rec.Messages, now), m)
+	} else {
+		messages.rec.Messages[known] = m
+	}
 	messages.dirty = true
 	return nil
 }
 
-func (l *personLoop) requestMessage(b *batch, id identity.ID, q *event.Candidate, campaign string, run *event.RunState, p *event.Profile, address string, now time.Time, partition int32) error {
+func (l *personLoop) requestMessage(b *batch, id identity.ID, q *event.Candidate, campaign string, run *event.RunState, p *event.Profile, address string, now time.Time, attempt, partition int32) error {
 	req := &event.MessageRequest{MessageID: id, RunID: q.RunID, CampaignID: campaign, CampaignVersion: run.CampaignVersion, TemplateID: run.TemplateID, TemplateVersion: run.TemplateVersion,
 		Lane: run.Lane, UserID: q.UserID, Channel: run.Channel, Address: address, Policy: run.Policy, RequestedAt: now, ExpiresAt: run.ExpiresAt,
 		Locale: p.Locale, TimeZone: p.TimeZone, KeyID: l.cfg.TrackingKeyID}
@@ -335,7 +398,11 @@ func (l *personLoop) requestMessage(b *batch, id identity.ID, q *event.Candidate
 			}
 		}
 	}
-	return b.emit(topic.MessageRequestsBulk, q.UserID, req)
+	if err := b.emit(topic.MessageRequestsBulk, q.UserID, req); err != nil {
+		return err
+	}
+	kafka.WithAttempt(b.out[len(b.out)-1], attempt)
+	return nil
 }
 
 // recent drops what waits for nothing and is too old to be remembered, or the
@@ -365,6 +432,9 @@ func (l *personLoop) runOf(ctx context.Context, id identity.ID) (string, event.R
 	}
 	campaign, s, ok := l.view.State(id)
 	if !ok {
+		if why := l.view.Unreadable(id); why != "" {
+			return "", event.RunState{}, fault.Poison(fmt.Errorf("the state of run %s cannot be read: %s", id, why))
+		}
 		return "", event.RunState{}, fault.Poison(fmt.Errorf("run %s does not exist", id))
 	}
 	return campaign, s, nil
@@ -452,7 +522,7 @@ func (l *personLoop) versions(campaignID string) (v schedule.Versions, missing s
 	var err error
 	campaign, ok := l.defs.Head(definition.KindCampaign, campaignID)
 	if !ok {
-		return v, notApplied("campaign", campaignID)
+		return v, l.notApplied(definition.KindCampaign, campaignID)
 	}
 	v.CampaignVersion = campaign.Number
 	if v.Campaign, err = definitions.Decode[*definition.Campaign](campaign); err != nil {
@@ -460,7 +530,7 @@ func (l *personLoop) versions(campaignID string) (v schedule.Versions, missing s
 	}
 	head, ok := l.defs.Head(definition.KindAudience, v.Campaign.Audience)
 	if !ok {
-		return v, notApplied("audience", v.Campaign.Audience)
+		return v, l.notApplied(definition.KindAudience, v.Campaign.Audience)
 	}
 	v.AudienceVersion = head.Number
 	audience, err := definitions.Decode[*definition.Audience](head)
@@ -468,7 +538,7 @@ func (l *personLoop) versions(campaignID string) (v schedule.Versions, missing s
 		return v, err.Error()
 	}
 	if head, ok = l.defs.Head(definition.KindTemplate, v.Campaign.Template); !ok {
-		return v, notApplied("template", v.Campaign.Template)
+		return v, l.notApplied(definition.KindTemplate, v.Campaign.Template)
 	}
 	template, err := definitions.Decode[*definition.Template](head)
 	if err != nil {
@@ -483,23 +553,31 @@ func (l *personLoop) versions(campaignID string) (v schedule.Versions, missing s
 				return v, err.Error()
 			}
 			pin.ImportIDs = s.Imports
+		} else if why := l.defs.Unreadable(definitions.KindSegment, segment, 0); why != "" {
+			return v, fmt.Sprintf("which imports make up segment %s cannot be read (%s)", segment, why)
 		}
 		v.Segments = append(v.Segments, pin)
 	}
 	return v, ""
 }
 
-func notApplied(kind, id string) string {
-	return fmt.Sprintf("there is no %s %s; apply it first", kind, id)
+func (l *personLoop) notApplied(kind, id string) string {
+	if why := l.defs.Unreadable(kind, id, 0); why != "" {
+		return fmt.Sprintf("%s %s cannot be read; apply it again (%s)", strings.ToLower(kind), id, why)
+	}
+	return fmt.Sprintf("there is no %s %s; apply it first", strings.ToLower(kind), id)
 }
 
 // tick moves time on, and with it the schedules and runs driven from here.
 func (l *personLoop) tick(ctx context.Context, b *batch, t *event.Tick, partition int32) error {
-	if !t.At.After(b.time(partition)) {
-		return nil // late or repeated: harmless, time is the maximum seen
+	// Time is the maximum seen. A late or repeated tick is harmless; and after a
+	// clock has jumped ahead and back, time stands still until it has caught up,
+	// but runs go on.
+	now := b.time(partition)
+	if t.At.After(now) {
+		now = t.At
+		b.now[partition] = now
 	}
-	b.now[partition] = t.At
-	now := t.At
 	drives := func(campaign string) bool { return topic.Partition(campaign, l.cluster.P()) == partition }
 
 	for _, def := range l.defs.All(definition.KindCampaign) {
@@ -525,7 +603,7 @@ func (l *personLoop) tick(ctx context.Context, b *batch, t *event.Tick, partitio
 
 	for _, id := range l.view.Open(drives) {
 		r, _ := b.run(id)
-		if runs.Ended(r.State.State) {
+		if _, read, _ := l.view.State(id); runs.Ended(r.State.State) && !runs.Ended(read.State) {
 			continue // the view has not read the end of it yet
 		}
 		step := l.driver.Tick(id, *r.State, now)
@@ -607,8 +685,8 @@ func (l *personLoop) forgetEnded() {
 			delete(l.counters, k)
 		}
 	}
-	for id := range l.driven {
-		if _, s, ok := l.view.State(id); ok && runs.Ended(s.State) {
+	for id, r := range l.driven {
+		if _, s, ok := l.view.State(id); ok && runs.Ended(s.State) && runs.SameState(&s, r.State) {
 			delete(l.driven, id)
 			l.driver.Drop(id)
 		}

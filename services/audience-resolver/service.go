@@ -7,8 +7,12 @@ package resolver
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"log/slog"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -16,6 +20,7 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
@@ -69,8 +74,8 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	}
 	defer s.cluster.Close()
-	store, err := state.Open(filepath.Join(s.cfg.DataDir, s.cluster.Member()), s.cfg.StoreCacheMiB<<20)
-	if err != nil {
+	store, err := s.openStore(ctx)
+	if err != nil || store == nil {
 		return err
 	}
 	defer store.Close()
@@ -88,7 +93,7 @@ func (s *Service) Run(ctx context.Context) error {
 
 	defs := definitions.NewStore(s.cluster)
 	view := runs.NewView()
-	table := s.cluster.Table([]topic.Name{topic.Runs}, func(r *kgo.Record) error { return applyRun(s.cluster, view, r) })
+	table := s.cluster.Table([]topic.Name{topic.Runs}, func(r *kgo.Record) error { return applyRun(s.cluster, view, s.tel.Log, r) })
 	loops.Go(func() error { return untilStopped(defs.Run(behind), behind) })
 	loops.Go(func() error { return untilStopped(table.Run(behind), behind) })
 
@@ -100,6 +105,13 @@ func (s *Service) Run(ctx context.Context) error {
 	shards := &resolve.Shards{Cluster: s.cluster, Reader: asker, Max: s.maxShard, Now: func() time.Time { return time.Now().UTC().Truncate(time.Microsecond) },
 		State: func(ctx context.Context, shard *event.RunShard) (event.RunState, bool, error) {
 			return stateOf(ctx, view, table, shard)
+		},
+		Campaign: func(ctx context.Context, run identity.ID) (string, bool, error) {
+			if err := table.CaughtUp(ctx); err != nil {
+				return "", false, fault.Transient(fmt.Errorf("reading the topic runs: %w", err))
+			}
+			campaign, _, ok := view.State(run)
+			return campaign, ok, nil
 		}}
 
 	work, ctx := errgroup.WithContext(ctx)
@@ -124,6 +136,36 @@ func (s *Service) Run(ctx context.Context) error {
 
 var _ lifecycle.Service = (*Service)(nil)
 
+// openStore waits while the disk is full, and says so; nil when ctx ended first.
+func (s *Service) openStore(ctx context.Context) (*state.Store, error) {
+	const component = "person store"
+	watch := state.Watch{
+		Background: func(err error) { s.tel.Health.Set(component, err) },
+		// The rest of the process may be waiting for the store for ever. What was
+		// not stored is in Kafka; the next life replays it.
+		Dead: func(err error) {
+			s.tel.Log.Error("ended", "error", err, "exit_code", lifecycle.ExitFailed)
+			os.Exit(lifecycle.ExitFailed)
+		},
+	}
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		store, err := state.OpenWatched(filepath.Join(s.cfg.DataDir, s.cluster.Member()), s.cfg.StoreCacheMiB<<20, watch)
+		if err == nil {
+			s.tel.Health.Set(component, nil)
+			return store, nil
+		}
+		if !errors.Is(err, syscall.ENOSPC) {
+			return nil, err
+		}
+		s.tel.Health.Set(component, err)
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-time.After(pause):
+		}
+	}
+}
+
 // untilStopped drops the error of something that ended because it was told to.
 func untilStopped(err error, ctx context.Context) error {
 	if ctx.Err() != nil {
@@ -132,15 +174,23 @@ func untilStopped(err error, ctx context.Context) error {
 	return err
 }
 
-func applyRun(c *kafka.Cluster, view *runs.View, r *kgo.Record) error {
+// applyRun reads one record of the topic runs. One that cannot be read keeps its run
+// from balancing, and nobody else.
+func applyRun(c *kafka.Cluster, view *runs.View, log *slog.Logger, r *kgo.Record) error {
 	if r.Value == nil {
 		return nil
 	}
 	var rec event.Run
-	if err := c.Decode(r, &rec); err != nil {
+	err := c.Decode(r, &rec)
+	if err == nil {
+		view.Apply(string(r.Key), &rec)
+		return nil
+	}
+	if fault.ClassOf(err) != fault.ClassPoison {
 		return fmt.Errorf("reading run %s: %w", r.Key, err)
 	}
-	view.Apply(string(r.Key), &rec)
+	view.Spoil(string(r.Key), err.Error())
+	log.Error("a record of a run cannot be read: the run does not balance until it is written anew", "run_key", string(r.Key), "error", err)
 	return nil
 }
 
@@ -152,6 +202,9 @@ func stateOf(ctx context.Context, view *runs.View, table *kafka.Table, shard *ev
 		return s, false, fault.Transient(fmt.Errorf("reading the topic runs: %w", err))
 	}
 	_, s, ok := view.State(shard.RunID)
+	if why := view.Unreadable(shard.RunID); !ok && why != "" {
+		return s, false, fault.Poison(fmt.Errorf("the state of run %s cannot be read: %s", shard.RunID, why))
+	}
 	if !ok {
 		return s, false, fault.Poison(fmt.Errorf("run %s does not exist", shard.RunID))
 	}

@@ -3,6 +3,7 @@ package resolver
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"os/exec"
@@ -65,7 +66,7 @@ func newStage(t *testing.T, opts ...kafkatest.Option) *stage {
 	cfg.Kafka = k.Config()
 	s.cfg = cfg
 	s.sink = &testSink{s: s, at: kafka.Mark{}}
-	s.beside(s.put.Table([]topic.Name{topic.Runs}, func(r *kgo.Record) error { return applyRun(s.put, s.view, r) }).Run)
+	s.beside(s.put.Table([]topic.Name{topic.Runs}, func(r *kgo.Record) error { return applyRun(s.put, s.view, slog.New(slog.DiscardHandler), r) }).Run)
 	s.beside(s.sink.run)
 	return s
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
@@ -72,14 +74,20 @@ type progress struct {
 	bySource map[source][]identity.ID
 }
 
-func newProgress(c *kafka.Cluster, m *metrics) *progress {
+func newProgress(c *kafka.Cluster, m *metrics, log *slog.Logger) *progress {
 	p := &progress{byID: map[identity.ID]*entry{}, bySource: map[source][]identity.ID{}}
 	p.table = c.Table([]topic.Name{topic.Imports}, func(r *kgo.Record) error {
 		if r.Value == nil {
 			return nil
 		}
 		e := &entry{}
-		if err := c.Decode(r, &e.Import); err != nil {
+		switch err := c.Decode(r, &e.Import); {
+		case fault.ClassOf(err) == fault.ClassPoison:
+			// As if it had not been written: the import goes on from an earlier
+			// byte, or from the first, and writes the same records again.
+			log.Error("what is kept of an import cannot be read: it is taken up from where it was before", "import_id", string(r.Key), "error", err)
+			return nil
+		case err != nil:
 			return err
 		}
 		for _, h := range r.Headers {

@@ -101,7 +101,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	m := newMetrics(tel.Registry)
 	return &Service{
 		cfg: cfg, tel: tel, log: tel.Log, metrics: m, timing: defaultTiming,
-		s3: client, cluster: cluster, definitions: definitions.NewStore(cluster), progress: newProgress(cluster, m),
+		s3: client, cluster: cluster, definitions: definitions.NewStore(cluster), progress: newProgress(cluster, m, tel.Log),
 		liquid: liquid.New(liquid.Options{}), reading: semaphore.NewWeighted(int64(cfg.ImportsAtOnce)),
 		running: map[source]bool{}, notYet: map[source]*patience{}, looks: map[source]bool{}, refused: map[string]bool{},
 	}, nil
@@ -424,6 +424,9 @@ func (s *Service) own(ctx, work context.Context, j job, readingDone func()) erro
 		}
 	}
 	version, err := s.definitions.WaitFor(ctx, definition.KindImportSpec, j.specID, j.specVersion)
+	if fault.ClassOf(err) == fault.ClassPoison {
+		return fault.Transient(err) // this import waits, others go on
+	}
 	if err != nil {
 		return errStopped
 	}

@@ -21,6 +21,7 @@ type input struct {
 // job is everything that rendering one message takes.
 type job struct {
 	request  event.MessageRequest
+	attempt  int32 // 0, or that of a replay
 	campaign *definition.Campaign
 	template *definition.Template
 }
@@ -28,7 +29,7 @@ type job struct {
 // read decodes a request. A version that this instance has not read yet is
 // waited for, not judged.
 func (in *input) read(ctx context.Context, r *kgo.Record) (*job, error) {
-	j := new(job)
+	j := &job{attempt: kafka.Attempt(r)}
 	if err := in.cluster.Decode(r, &j.request); err != nil {
 		return nil, err
 	}

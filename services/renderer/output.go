@@ -20,17 +20,18 @@ type output struct {
 }
 
 // rendered is the message for the sender and the outcome that says what it is.
-func (out *output) rendered(req *event.MessageRequest, mail *render.Rendered) ([]*kgo.Record, error) {
+func (out *output) rendered(j *job, mail *render.Rendered) ([]*kgo.Record, error) {
+	req := &j.request
 	msg, err := out.cluster.Record(topic.MessagesEmailBulk, req.UserID, &event.Message{
 		MessageID: req.MessageID, RunID: req.RunID, CampaignID: req.CampaignID, Variant: req.Variant, Step: req.Step, Lane: req.Lane,
-		UserID: req.UserID, Channel: req.Channel, Policy: req.Policy, Attempt: 1, RequestedAt: req.RequestedAt, ExpiresAt: req.ExpiresAt,
+		UserID: req.UserID, Channel: req.Channel, Policy: req.Policy, Attempt: max(1, j.attempt), RequestedAt: req.RequestedAt, ExpiresAt: req.ExpiresAt,
 		ContentHash: mail.Hash[:], RendererVersion: render.Version,
 		Email: &event.Email{EnvelopeFrom: mail.EnvelopeFrom, To: mail.To, MIME: mail.MIME},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("writing message %s: %w", req.MessageID, err)
 	}
-	o := out.outcome(req, "rendered")
+	o := out.outcome(j, "rendered")
 	o.ContentHash = mail.Hash[:]
 	rec, err := out.cluster.Record(topic.Outcomes, req.UserID, o)
 	if err != nil {
@@ -40,8 +41,9 @@ func (out *output) rendered(req *event.MessageRequest, mail *render.Rendered) ([
 }
 
 // rejected is the ending of a message that cannot be rendered.
-func (out *output) rejected(req *event.MessageRequest, why *render.Rejection) ([]*kgo.Record, error) {
-	o := out.outcome(req, "rejected")
+func (out *output) rejected(j *job, why *render.Rejection) ([]*kgo.Record, error) {
+	req := &j.request
+	o := out.outcome(j, "rejected")
 	o.Reason, o.Detail = why.Reason, why.Detail
 	rec, err := out.cluster.Record(topic.Outcomes, req.UserID, o)
 	if err != nil {
@@ -50,9 +52,10 @@ func (out *output) rejected(req *event.MessageRequest, why *render.Rejection) ([
 	return []*kgo.Record{rec}, nil
 }
 
-func (out *output) outcome(req *event.MessageRequest, what string) *event.Outcome {
+func (out *output) outcome(j *job, what string) *event.Outcome {
+	req := &j.request
 	// I5: the same step of the same message has the same id, whoever writes it.
-	return &event.Outcome{OutcomeID: identity.Outcome(req.MessageID, what, 0, ""), MessageID: req.MessageID, RunID: req.RunID, CampaignID: req.CampaignID,
+	return &event.Outcome{OutcomeID: identity.Outcome(req.MessageID, what, j.attempt, ""), MessageID: req.MessageID, RunID: req.RunID, CampaignID: req.CampaignID,
 		Variant: req.Variant, Step: req.Step, Lane: req.Lane, UserID: req.UserID, Channel: req.Channel,
-		Outcome: what, OccurredAt: out.now(), RendererVersion: render.Version}
+		Outcome: what, Attempt: j.attempt, OccurredAt: out.now(), RendererVersion: render.Version}
 }

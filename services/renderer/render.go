@@ -25,7 +25,7 @@ func (s *Service) stage(in *input, out *output) func(context.Context, *kgo.Recor
 			return nil, err
 		}
 		if rejection == nil {
-			records, err := out.rendered(&j.request, mail)
+			records, err := out.rendered(j, mail)
 			if !errors.Is(err, kafka.ErrTooLarge) {
 				s.metrics.bytes.Add(float64(len(mail.MIME)))
 				return records, err
@@ -34,6 +34,6 @@ func (s *Service) stage(in *input, out *output) func(context.Context, *kgo.Recor
 			rejection = &render.Rejection{Reason: render.TooLarge, Detail: "the message and what is said of it are more than a record holds"}
 		}
 		s.metrics.rejected.WithLabelValues(rejection.Reason).Inc()
-		return out.rejected(&j.request, rejection)
+		return out.rejected(j, rejection)
 	}
 }

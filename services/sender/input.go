@@ -32,7 +32,8 @@ func (in input) read(r *kgo.Record) (*event.Message, error) {
 		// Its outcome would lie where nobody looks for it.
 		return nil, fault.Poison(fmt.Errorf("the message lies in partition %d, which is not its person's", r.Partition))
 	}
-	m.Attempt = max(m.Attempt, 1)
+	// What was replayed is the attempt after the one that was parked.
+	m.Attempt = max(m.Attempt, kafka.Attempt(r), 1)
 	return m, nil
 }
 

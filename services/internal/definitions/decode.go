@@ -55,12 +55,16 @@ func (e *Exact[D]) Get(ctx context.Context, id string, number int64) (D, error) 
 			return d, fault.Transient(fmt.Errorf("waiting for definition %s: %w", key, err))
 		}
 		if v, ok = e.store.Get(e.kind, id, number); !ok {
+			if why := e.store.Unreadable(e.kind, id, number); why != "" {
+				return d, fault.Poison(fmt.Errorf("definition %s cannot be read: %s", key, why))
+			}
 			return d, fault.Poison(fmt.Errorf("definition %s does not exist", key))
 		}
 	}
 	d, err := Decode[D](v)
 	if err != nil {
-		return d, err
+		// Versions are immutable: it will never be another.
+		return d, fault.Poison(err)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -11,10 +11,12 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
 )
@@ -173,4 +175,42 @@ func TestASegmentIsItsImports(t *testing.T) {
 	s, err := definitions.DecodeSegment(definitions.Version{Body: body})
 	require.NoError(t, err)
 	require.Equal(t, []identity.ID{id}, s.Imports)
+}
+
+// What cannot be read concerns those who name it: everybody else goes on, and
+// applying it again mends it.
+func TestADefinitionThatCannotBeReadStopsNobodyElse(t *testing.T) {
+	ctx, k, c, s := start(t)
+	_, err := definitions.Write(ctx, c, "ada", []definitions.Change{change("Template", "a", "1", 0), change("Template", "b", "1", 0), change("Template", "c", "1", 0)})
+	require.NoError(t, err)
+	kafkaTopic := topic.Definitions.In(c.Namespace())
+	k.Produce(t, &kgo.Record{Topic: kafkaTopic, Key: []byte("Template/a"), Value: []byte("not Avro")}, // which version is in force
+		&kgo.Record{Topic: kafkaTopic, Key: []byte("Template/b@1"), Value: []byte("not Avro")}, // the version in force
+		&kgo.Record{Topic: kafkaTopic, Key: []byte("Template/c@2"), Value: []byte("not Avro")}, // one that nobody has put in force
+		&kgo.Record{Topic: kafkaTopic, Key: []byte("nothing that is known"), Value: []byte("not Avro")})
+	require.NoError(t, s.CaughtUp(ctx))
+	for _, id := range []string{"a", "b"} {
+		_, ok := s.Head("Template", id)
+		require.False(t, ok, "nothing older stands in")
+		require.NotEmpty(t, s.Unreadable("Template", id, 0))
+	}
+	_, ok := s.Head("Template", "c")
+	require.True(t, ok)
+	exact := definitions.NewExact[definition.Definition](s, "Template")
+	_, err = exact.Get(ctx, "b", 1)
+	require.Equal(t, fault.ClassPoison, fault.ClassOf(err))
+	require.ErrorContains(t, err, "definition Template/b@1 cannot be read")
+	_, err = s.WaitFor(ctx, "Template", "b", 1)
+	require.Equal(t, fault.ClassPoison, fault.ClassOf(err))
+
+	got, err := definitions.Write(ctx, c, "ada", []definitions.Change{change("Template", "a", "2", 0), change("Template", "b", "2", 0), change("Template", "c", "2", 1)})
+	require.NoError(t, err)
+	require.NoError(t, s.CaughtUp(ctx))
+	for i, want := range []int64{2, 2, 3} {
+		require.Equal(t, want, got[i].Number, "a number is used once, whatever can be read of it")
+		head, ok := s.Head("Template", got[i].ID)
+		require.True(t, ok)
+		require.Equal(t, "2", string(head.Body))
+		require.Empty(t, s.Unreadable("Template", got[i].ID, 0))
+	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
@@ -98,12 +99,16 @@ func (s *Store) All(kind string) []Version {
 }
 
 // WaitFor blocks until the store holds a version that a record named: another
-// topic may be ahead of this one. The error is the context's.
+// topic may be ahead of this one. The error is the context's, or Poison if there is
+// one that cannot be read.
 func (s *Store) WaitFor(ctx context.Context, kind, id string, number int64) (Version, error) {
 	for {
 		changed := s.Changed()
 		if v, ok := s.Get(kind, id, number); ok {
 			return v, nil
+		}
+		if why := s.Unreadable(kind, id, number); why != "" {
+			return Version{}, fault.Poison(fmt.Errorf("definition %s cannot be read: %s", versionKey(kind, id, number), why))
 		}
 		select {
 		case <-changed:
@@ -121,14 +126,29 @@ func (s *Store) Changed() <-chan struct{} {
 	return s.changing
 }
 
+// Unreadable returns why a version, or with number 0 the one in force, cannot be
+// read; "" if it can, or if there is none.
+func (s *Store) Unreadable(kind, id string, number int64) string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if number == 0 {
+		if why := s.known.unreadable[headKey(kind, id)]; why != "" {
+			return why
+		}
+		number = s.known.heads[headKey(kind, id)]
+	}
+	return s.known.unreadable[versionKey(kind, id, number)]
+}
+
 // catalogue is the content of the topic.
 type catalogue struct {
-	versions map[string]Version // by kind/id@version
-	heads    map[string]int64   // by kind/id
+	versions   map[string]Version // by kind/id@version
+	heads      map[string]int64   // by kind/id
+	unreadable map[string]string  // by either key: why
 }
 
 func newCatalogue() catalogue {
-	return catalogue{versions: map[string]Version{}, heads: map[string]int64{}}
+	return catalogue{versions: map[string]Version{}, heads: map[string]int64{}, unreadable: map[string]string{}}
 }
 
 func (k *catalogue) head(kind, id string) (Version, bool) {
@@ -145,32 +165,47 @@ type decoder interface {
 	Decode(r *kgo.Record, into event.Record) error
 }
 
+// apply takes one record. One that cannot be read concerns those who name it and
+// nobody else: it is as good as not there, until it has been written anew. Nothing
+// older stands in for it, or what is in force would depend on when this began to
+// read.
 func (k *catalogue) apply(c decoder, r *kgo.Record) error {
 	key := string(r.Key)
 	if r.Value == nil {
-		delete(k.versions, key)
-		delete(k.heads, key)
+		k.forget(key)
 		return nil
 	}
 	var d event.Definition
-	if err := c.Decode(r, &d); err != nil {
-		return fmt.Errorf("reading definition %s: %w", key, err)
+	err := c.Decode(r, &d)
+	if err == nil && key != versionKey(d.Kind, d.ID, d.Version) && key != headKey(d.Kind, d.ID) {
+		err = fault.Poison(fmt.Errorf("it holds %s", versionKey(d.Kind, d.ID, d.Version)))
 	}
-	switch key {
-	case versionKey(d.Kind, d.ID, d.Version):
+	if err != nil {
+		if fault.ClassOf(err) != fault.ClassPoison {
+			return fmt.Errorf("reading definition %s: %w", key, err)
+		}
+		k.forget(key)
+		k.unreadable[key] = err.Error()
+		return nil
+	}
+	delete(k.unreadable, key)
+	switch {
+	case key == versionKey(d.Kind, d.ID, d.Version):
 		k.versions[key] = Version{Kind: d.Kind, ID: d.ID, Number: d.Version, Body: []byte(d.Body), AppliedAt: d.AppliedAt, AppliedBy: d.AppliedBy}
-	case headKey(d.Kind, d.ID):
+	case d.Deleted:
 		// A deleted definition has no version in force; its versions stay, for
 		// the runs that name them.
-		if d.Deleted {
-			delete(k.heads, key)
-			return nil
-		}
-		k.heads[key] = d.Version
+		delete(k.heads, key)
 	default:
-		return fmt.Errorf("reading definition %s: it holds %s", key, versionKey(d.Kind, d.ID, d.Version))
+		k.heads[key] = d.Version
 	}
 	return nil
+}
+
+func (k *catalogue) forget(key string) {
+	delete(k.versions, key)
+	delete(k.heads, key)
+	delete(k.unreadable, key)
 }
 
 func headKey(kind, id string) string { return kind + "/" + id }

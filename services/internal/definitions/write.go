@@ -138,7 +138,9 @@ func write(ctx context.Context, c *kafka.Cluster, by string, changes []Change) (
 func (k *catalogue) next(kind, id string) int64 {
 	n := k.heads[headKey(kind, id)] + 1
 	for {
-		if _, taken := k.versions[versionKey(kind, id, n)]; !taken {
+		_, taken := k.versions[versionKey(kind, id, n)]
+		_, unreadable := k.unreadable[versionKey(kind, id, n)]
+		if !taken && !unreadable {
 			return n
 		}
 		n++

@@ -51,6 +51,7 @@ func TestARecordComesBackAsItWent(t *testing.T) {
 	require.Equal(t, []kgo.RecordHeader{
 		{Key: "message_id", Value: []byte(sent.MessageID.String())},
 		{Key: "run_id", Value: []byte(sent.RunID.String())},
+		{Key: "campaign_id", Value: []byte(sent.CampaignID)},
 		{Key: "user_id", Value: []byte(sent.UserID)},
 	}, r.Headers)
 	k.Produce(t, r)

@@ -1,8 +1,8 @@
 package kafka
 
 import (
+	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -19,6 +19,13 @@ const (
 	maxReasonBytes = 4 << 10
 	// maxParkedBytes leaves room for envelope and headers under the broker's limit.
 	maxParkedBytes = topic.MaxMessageBytes - 256<<10
+	cutReason      = "(value of %d bytes cut) "
+)
+
+// The reasons of the outcome `parked`.
+const (
+	ReasonPoison    = "poison"
+	ReasonCandidate = "poison_candidate" // the message was not requested yet
 )
 
 // Park returns what a poison record becomes: its dead letter and, if it is about a
@@ -41,7 +48,7 @@ func (c *Cluster) DeadLetter(r *kgo.Record, reason error) *kgo.Record {
 		ParkedAt: time.Now(), ProducedAt: r.Timestamp, UserID: header(r, HeaderUserID),
 	}
 	if len(d.Value) > maxParkedBytes {
-		d.Value, d.Reason = d.Value[:maxParkedBytes], fmt.Sprintf("(value of %d bytes cut) %s", len(r.Value), d.Reason)
+		d.Value, d.Reason = d.Value[:maxParkedBytes], fmt.Sprintf(cutReason+"%s", len(r.Value), d.Reason)
 	}
 	for _, h := range r.Headers {
 		d.Headers = append(d.Headers, event.Header{Key: h.Key, Value: h.Value})
@@ -61,31 +68,110 @@ func (c *Cluster) DeadLetter(r *kgo.Record, reason error) *kgo.Record {
 	}
 }
 
-// Parked returns the outcome `parked` for a record about a message. It needs the
+// Parked returns the outcome `parked` for a record on a message's way. It needs the
 // record's headers only, so that a value that does not decode is still counted;
 // false for a record that is not about a message.
+//
+// An outcome that cannot be read may have been any, and its message may wait for
+// it for ever: the message is parked as of the attempt before all others, so that
+// whatever can be read speaks over it.
 func (c *Cluster) Parked(r *kgo.Record, reason error) (*kgo.Record, bool) {
+	message, err := identity.Parse(header(r, HeaderMessageID))
+	run, _ := identity.Parse(header(r, HeaderRunID))
+	campaign, userID := header(r, HeaderCampaignID), header(r, HeaderUserID)
+	word, first := ReasonPoison, int32(0)
 	switch c.catalogue[c.NameOf(r.Topic)].Record {
 	case "MessageRequest", "Message":
+	case "Candidate":
+		word = ReasonCandidate
+		if run == (identity.ID{}) || campaign == "" {
+			return nil, false
+		}
+		message, err = identity.Message(c.cfg.Namespace, campaign, run.String(), userID, ""), nil
+	case "Outcome":
+		var o event.Outcome
+		if c.Decode(r, &o) == nil && o.Outcome == "parked" {
+			return nil, false // said already; saying it again would go on for ever
+		}
+		first = -1
 	default:
-		// An outcome or an engagement ends no wait, so parking one parks no message.
+		// An engagement ends no wait, so parking one parks no message.
 		return nil, false
 	}
-	message, err := identity.Parse(header(r, HeaderMessageID))
-	userID := header(r, HeaderUserID)
-	if err != nil || userID == "" {
+	if err != nil || message == (identity.ID{}) || userID == "" {
 		return nil, false
 	}
-	run, _ := identity.Parse(header(r, HeaderRunID))
-	attempt, _ := strconv.Atoi(header(r, HeaderAttempt))
+	n := attempt(r, first)
 	o := &event.Outcome{
-		OutcomeID: identity.Outcome(message, "parked", int32(attempt), ""),
-		MessageID: message, RunID: run, UserID: userID, Lane: "bulk", Channel: channelOf(c.NameOf(r.Topic)),
+		OutcomeID: identity.Outcome(message, "parked", n, ""),
+		MessageID: message, RunID: run, CampaignID: campaign, UserID: userID, Lane: "bulk", Channel: channelOf(c.NameOf(r.Topic)),
 		// I5: identified by what it was. Its time is the record's, not the clock's.
-		Outcome: "parked", Attempt: int32(attempt), Reason: "poison", Detail: cut(reason.Error(), maxReasonBytes), OccurredAt: r.Timestamp,
+		Outcome: "parked", Attempt: n, Reason: word, Detail: cut(reason.Error(), maxReasonBytes), OccurredAt: r.Timestamp,
 	}
 	out, err := c.Record(topic.Outcomes, userID, o)
 	return out, err == nil
+}
+
+// Replay returns what puts the record of a dead letter back: the record, on its
+// topic and for the service that parked it, and, if parking it parked a message,
+// the outcome `replayed`. They belong into one transaction. The error says in
+// words why there is nothing to put back.
+//
+// A replay is to a parked attempt what a retry is to a deferred one: `replayed` of
+// the attempt that was parked, and the next number on the record.
+func (c *Cluster) Replay(d *event.DeadLetter, now time.Time) ([]*kgo.Record, error) {
+	name := topic.Name(d.Topic)
+	t, known := c.catalogue[name]
+	switch {
+	case !known:
+		return nil, fmt.Errorf("topic %s is not in the catalogue (any more)", d.Topic)
+	case name == topic.Ticks:
+		return nil, errors.New("it is a tick: time has gone on, and each tick says all that the ones before it said")
+	case t.Cleanup == topic.Compact:
+		return nil, fmt.Errorf("%s is a table: an old row would overwrite what was written since; the next change of %s writes the row whole", d.Topic, t.Key)
+	case len(d.Value) == maxParkedBytes && strings.HasPrefix(d.Reason, "(value of "):
+		return nil, fmt.Errorf("its value was too large to be kept whole: only the first %d bytes are here", len(d.Value))
+	}
+	n, err := c.partitions(name)
+	if err != nil {
+		return nil, err
+	}
+	if d.Partition < 0 || int(d.Partition) >= n {
+		return nil, fmt.Errorf("%s has no partition %d", d.Topic, d.Partition)
+	}
+	was := &kgo.Record{Topic: name.In(c.cfg.Namespace), Partition: d.Partition, Offset: d.Offset, Key: d.Key, Value: d.Value, Timestamp: d.ProducedAt}
+	back := &kgo.Record{Topic: was.Topic, Partition: d.Partition, Key: d.Key, Value: d.Value}
+	for _, h := range d.Headers {
+		was.Headers = append(was.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+		switch h.Key {
+		case HeaderAttempt, HeaderReplayFor, HeaderReplayOf:
+		default:
+			back.Headers = append(back.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+		}
+	}
+	if t.ByKey() && len(d.Key) > 0 {
+		back.Partition = topic.Partition(string(d.Key), n) // it may have lain elsewhere, and been parked for that
+	}
+	out := []*kgo.Record{back}
+	if d.Service != topic.Collector { // which keeps copies: what it parks parks no message
+		if parked, ok := c.Parked(was, errors.New("")); ok {
+			var o event.Outcome
+			if err := c.Decode(parked, &o); err != nil {
+				return nil, err
+			}
+			o.Outcome, o.OccurredAt = "replayed", now
+			o.OutcomeID = identity.Outcome(o.MessageID, o.Outcome, o.Attempt, "")
+			rec, err := c.Record(topic.Outcomes, o.UserID, &o)
+			if err != nil {
+				return nil, err
+			}
+			WithAttempt(back, o.Attempt+1)
+			out = append(out, rec)
+		}
+	}
+	back.Headers = append(back.Headers, kgo.RecordHeader{Key: HeaderReplayFor, Value: []byte(d.Service)},
+		kgo.RecordHeader{Key: HeaderReplayOf, Value: fmt.Appendf(nil, "%s/%d@%d", d.Topic, d.Partition, d.Offset)})
+	return out, nil
 }
 
 // channelOf reads the channel from a name such as messages.email.bulk.

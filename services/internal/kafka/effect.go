@@ -136,8 +136,9 @@ func (l *effectLoop) turn() error {
 	return errors.Join(err, l.commit(l.work))
 }
 
-// flatten lines the records up by partition. Control records before the first of a
-// partition are done at once: nothing has to happen for them.
+// flatten lines the records up by partition. Control records, and what is replayed
+// for another service, are done at once before the first of a partition: nothing
+// has to happen for them.
 func (l *effectLoop) flatten(fetches kgo.Fetches) []effectRecord {
 	type key struct {
 		topic     string
@@ -160,7 +161,7 @@ func (l *effectLoop) flatten(fetches kgo.Fetches) []effectRecord {
 		first := len(recs)
 		for _, r := range byPartition[k] {
 			switch {
-			case !r.Attrs.IsControl():
+			case !r.Attrs.IsControl() && l.c.addressed(r):
 				recs = append(recs, effectRecord{r, r.Offset + 1})
 			case len(recs) > first:
 				recs[len(recs)-1].next = r.Offset + 1
@@ -248,10 +249,10 @@ func (l *effectLoop) handle(recs []effectRecord) error {
 	return nil
 }
 
-// park writes the dead letter, and the outcome of a record about a message, and
-// waits until both are acknowledged.
+// park writes the dead letter and waits until it is acknowledged. Whoever keeps
+// copies ends nobody's wait: a message whose record is parked here is not parked.
 func (l *effectLoop) park(r *kgo.Record, reason error) error {
-	if err := l.producer.ProduceSync(l.work, l.c.Park(r, reason)...).FirstErr(); err != nil {
+	if err := l.producer.ProduceSync(l.work, l.c.DeadLetter(r, reason)).FirstErr(); err != nil {
 		return fmt.Errorf("parking %s: %w", l.c.origin(r), err)
 	}
 	l.stage.deadLetters.Inc()

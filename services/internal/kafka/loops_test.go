@@ -19,6 +19,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
@@ -900,6 +901,167 @@ func TestAMessageThatDoesNotDecodeIsStillCounted(t *testing.T) {
 	_, ok = c.Parked(tick(t, c, 0, 1), errors.New("why"))
 	require.False(t, ok)
 }
+
+// A candidate that does not decode is the message that was to be requested; an
+// outcome that does not decode may have ended one, and anything that can be read
+// speaks over it.
+func TestACandidateAndAnOutcomeThatDoNotDecodeAreCounted(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	c := k.Cluster(t, topic.Resolver)
+	run := identity.Hash("run")
+	message := identity.Message(c.Namespace(), "c", run.String(), "u", "")
+	for _, of := range []struct {
+		name    topic.Name
+		rec     event.Record
+		attempt int32
+		reason  string
+	}{
+		{topic.Candidates, &event.Candidate{RunID: run, CampaignID: "c", UserID: "u"}, 0, kafka.ReasonCandidate},
+		{topic.Outcomes, &event.Outcome{MessageID: message, RunID: run, CampaignID: "c", UserID: "u", Outcome: "accepted", Attempt: 2}, -1, kafka.ReasonPoison},
+	} {
+		r, err := c.Record(of.name, "u", of.rec)
+		require.NoError(t, err)
+		r.Value = []byte("not Avro")
+		parked, ok := c.Parked(r, errors.New("why"))
+		require.True(t, ok, of.name)
+		var o event.Outcome
+		require.NoError(t, c.Decode(parked, &o))
+		require.Equal(t, []any{message, run, "c", "u", "parked", of.attempt, of.reason}, []any{o.MessageID, o.RunID, o.CampaignID, o.UserID, o.Outcome, o.Attempt, o.Reason})
+		_, ok = c.Parked(parked, errors.New("why"))
+		require.False(t, ok, "what says that a message is parked parks none, or it would go on for ever")
+	}
+}
+
+// deadLetter parks a record and returns what lies in the dead letters.
+func deadLetter(t *testing.T, c *kafka.Cluster, r *kgo.Record) *event.DeadLetter {
+	t.Helper()
+	var d event.DeadLetter
+	require.NoError(t, c.Decode(c.DeadLetter(r, errors.New("why")), &d))
+	return &d
+}
+
+// What is put back is the record as it was, for whoever parked it, as the next
+// attempt; and again, when it is parked again.
+func TestAReplayIsTheNextAttempt(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	c := k.Cluster(t, topic.Sender)
+	m := &event.Message{MessageID: request("u").MessageID, RunID: request("u").RunID, CampaignID: "c", UserID: "u", Channel: "email", Attempt: 3}
+	r, err := c.Record(topic.RetriesEmail, "u", m)
+	require.NoError(t, err)
+	home := r.Partition
+	r.Partition, r.Offset = (home+1)%4, 17
+	for attempt := int32(3); attempt < 6; attempt++ {
+		out, err := c.Replay(deadLetter(t, c, r), time.Now())
+		require.NoError(t, err)
+		require.Len(t, out, 2)
+		var o event.Outcome
+		require.NoError(t, c.Decode(out[1], &o))
+		require.Equal(t, []any{"replayed", attempt, m.MessageID, "c"}, []any{o.Outcome, o.Attempt, o.MessageID, o.CampaignID})
+		back := out[0]
+		require.Equal(t, r.Value, back.Value)
+		require.Equal(t, home, back.Partition, "on the partition of its key, wherever it lay")
+		require.Equal(t, attempt+1, kafka.Attempt(back))
+		headers := map[string]string{}
+		for _, h := range back.Headers {
+			require.NotContains(t, headers, h.Key)
+			headers[h.Key] = string(h.Value)
+		}
+		require.Equal(t, "sender", headers[kafka.HeaderReplayFor])
+		require.Equal(t, fmt.Sprintf("retries.email/%d@%d", r.Partition, r.Offset), headers[kafka.HeaderReplayOf])
+		r = back
+	}
+}
+
+func TestWhatCannotBeReplayedIsRefusedInWords(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	c := k.Cluster(t, topic.Collector)
+	refused := func(r *kgo.Record, why string) {
+		t.Helper()
+		_, err := c.Replay(deadLetter(t, c, r), time.Now())
+		require.ErrorContains(t, err, why)
+	}
+	refused(tick(t, c, 0, 1), "time has gone on")
+	r, err := c.Record(topic.Profiles, "u", &event.Profile{UserID: "u"})
+	require.NoError(t, err)
+	refused(r, "profiles is a table")
+	r, err = c.Record(topic.Events, "u", &event.Event{UserID: "u"})
+	require.NoError(t, err)
+	r.Value = make([]byte, topic.MaxMessageBytes)
+	refused(r, "too large to be kept whole")
+	refused(&kgo.Record{Topic: c.Namespace() + ".gone"}, "not in the catalogue")
+
+	// The sink's copy is replayed for the sink, and says nothing about the message.
+	r, err = c.Record(topic.MessageRequestsBulk, "u", request("u"))
+	require.NoError(t, err)
+	out, err := c.Replay(deadLetter(t, c, r), time.Now())
+	require.NoError(t, err)
+	require.Len(t, out, 1)
+}
+
+// A topic has several readers: what one of them could not handle is put back for
+// that one, and the others pass it.
+func TestAReplayIsForWhoeverParked(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	renderer, sink := k.Cluster(t, topic.Renderer), k.Cluster(t, topic.Collector)
+	var letters []*event.DeadLetter
+	for i, c := range []*kafka.Cluster{renderer, sink} {
+		r, err := c.Record(topic.MessageRequestsBulk, fmt.Sprint("u", i), request(fmt.Sprint("u", i)))
+		require.NoError(t, err)
+		letters = append(letters, deadLetter(t, c, r))
+	}
+	for _, d := range letters {
+		out, err := renderer.Replay(d, time.Now())
+		require.NoError(t, err)
+		k.Produce(t, out...)
+	}
+	handled := func(c *kafka.Cluster, run func(ctx context.Context, seen func(*kgo.Record)) error, group topic.Group) []string {
+		ctx, stop := context.WithCancel(contextOf(t))
+		defer stop()
+		var mu sync.Mutex
+		var users []string
+		ended := make(chan error, 1)
+		go func() {
+			ended <- run(ctx, func(r *kgo.Record) {
+				mu.Lock()
+				defer mu.Unlock()
+				users = append(users, string(r.Key))
+			})
+		}()
+		ends, err := c.HighWatermarks(ctx, topic.MessageRequestsBulk)
+		require.NoError(t, err)
+		require.Eventually(t, func() bool {
+			behind, err := c.Passed(ctx, group, kafka.Mark{topic.MessageRequestsBulk: ends[topic.MessageRequestsBulk]})
+			return err == nil && len(behind) == 0
+		}, kafkatest.Patience, 10*time.Millisecond, "what is for others is passed")
+		stop()
+		require.NoError(t, <-ended)
+		return users
+	}
+	require.Equal(t, []string{"u0"}, handled(renderer, func(ctx context.Context, seen func(*kgo.Record)) error {
+		return renderer.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupRenderer, KeepControlRecords: true, Transformer: kafka.Each(renderer, func(_ context.Context, r *kgo.Record) ([]*kgo.Record, error) {
+			seen(r)
+			return nil, nil
+		})})
+	}, topic.GroupRenderer))
+	require.Equal(t, []string{"u1"}, handled(sink, func(ctx context.Context, seen func(*kgo.Record)) error {
+		return sink.RunEffect(ctx, kafka.EffectOptions{Group: topic.GroupSink, Handler: handlerFunc(func(rs []*kgo.Record) (int, error) {
+			for _, r := range rs {
+				if c := sink.NameOf(r.Topic); c == topic.MessageRequestsBulk {
+					seen(r)
+				}
+			}
+			return len(rs), nil
+		})})
+	}, topic.GroupSink))
+}
+
+type handlerFunc func([]*kgo.Record) (int, error)
+
+func (f handlerFunc) Handle(_ context.Context, rs []*kgo.Record) (int, error) { return f(rs) }
 
 func TestSchemasAreOnlyLookedUpWhenRegisteringIsOff(t *testing.T) {
 	t.Parallel()

@@ -21,11 +21,46 @@ var ErrTooLarge = errors.New("record too large")
 // Headers of records about a message, so that one that cannot be decoded can still
 // be counted.
 const (
-	HeaderMessageID = "message_id" // 32 hex digits
-	HeaderRunID     = "run_id"     // 32 hex digits
-	HeaderUserID    = "user_id"
-	HeaderAttempt   = "attempt" // of Message only, decimal: which attempt cannot be made if it is parked
+	HeaderMessageID  = "message_id" // 32 hex digits; not of Candidate, whose message it follows from
+	HeaderRunID      = "run_id"     // 32 hex digits
+	HeaderCampaignID = "campaign_id"
+	HeaderUserID     = "user_id"
+	HeaderAttempt    = "attempt" // decimal; of Message and of what was replayed: see Attempt
 )
+
+// Headers of a record that an operator has put back.
+const (
+	HeaderReplayFor = "replay_for" // the service that parked it: no other handles it again
+	HeaderReplayOf  = "replay_of"  // where the record lay that was parked: topic/partition@offset
+)
+
+// Attempt is the attempt that a record's headers name, 0 without one. Of what was
+// replayed it is the number by which this attempt speaks for all before it,
+// whatever number the value holds.
+func Attempt(r *kgo.Record) int32 { return attempt(r, 0) }
+
+func attempt(r *kgo.Record, unnamed int32) int32 {
+	n, err := strconv.ParseInt(header(r, HeaderAttempt), 10, 32)
+	if err != nil {
+		return unnamed
+	}
+	return int32(n)
+}
+
+// WithAttempt names the attempt in a record's headers; 0 needs no name.
+func WithAttempt(r *kgo.Record, attempt int32) *kgo.Record {
+	if attempt != 0 {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: HeaderAttempt, Value: strconv.AppendInt(nil, int64(attempt), 10)})
+	}
+	return r
+}
+
+// addressed reports whether a record is for this service. One that was replayed
+// is for the service that had parked it: others have handled it long ago.
+func (c *Cluster) addressed(r *kgo.Record) bool {
+	whom := header(r, HeaderReplayFor)
+	return whom == "" || whom == c.service
+}
 
 // Record makes the record for key, on the partition where the key lives. A nil rec
 // is a tombstone. Errors: ErrTooLarge; anything else is a bug.
@@ -66,27 +101,39 @@ func (c *Cluster) RecordAt(name topic.Name, partition int32, key string, rec eve
 
 func headers(rec event.Record) []kgo.RecordHeader {
 	switch m := rec.(type) {
+	case *event.Candidate:
+		return messageHeaders(nil, m.RunID, m.CampaignID, m.UserID, nil)
 	case *event.MessageRequest:
-		return messageHeaders(m.MessageID, m.RunID, m.UserID, nil)
+		return messageHeaders(&m.MessageID, m.RunID, m.CampaignID, m.UserID, nil)
 	case *event.Message:
-		return messageHeaders(m.MessageID, m.RunID, m.UserID, strconv.AppendInt(nil, int64(m.Attempt), 10))
+		return messageHeaders(&m.MessageID, m.RunID, m.CampaignID, m.UserID, strconv.AppendInt(nil, int64(m.Attempt), 10))
 	case *event.Outcome:
-		return messageHeaders(m.MessageID, m.RunID, m.UserID, nil)
+		return messageHeaders(&m.MessageID, m.RunID, m.CampaignID, m.UserID, nil)
 	case *event.Engagement:
-		return messageHeaders(m.MessageID, m.RunID, m.UserID, nil)
+		return messageHeaders(&m.MessageID, m.RunID, m.CampaignID, m.UserID, nil)
 	}
 	return nil
 }
 
-func messageHeaders(message, run identity.ID, userID string, attempt []byte) []kgo.RecordHeader {
-	text := make([]byte, 0, 64+len(userID))
-	text = hex.AppendEncode(text, message[:])
+func messageHeaders(message *identity.ID, run identity.ID, campaign, userID string, attempt []byte) []kgo.RecordHeader {
+	text := make([]byte, 0, 64+len(campaign)+len(userID)) // one allocation for all
+	h := make([]kgo.RecordHeader, 0, 5)
+	add := func(key string, from int) {
+		h = append(h, kgo.RecordHeader{Key: key, Value: text[from:len(text):len(text)]})
+	}
+	if message != nil {
+		text = hex.AppendEncode(text, message[:])
+		add(HeaderMessageID, 0)
+	}
+	from := len(text)
 	text = hex.AppendEncode(text, run[:])
+	add(HeaderRunID, from)
+	from = len(text)
+	text = append(text, campaign...)
+	add(HeaderCampaignID, from)
+	from = len(text)
 	text = append(text, userID...)
-	h := make([]kgo.RecordHeader, 3, 4)
-	h[0] = kgo.RecordHeader{Key: HeaderMessageID, Value: text[:32:32]}
-	h[1] = kgo.RecordHeader{Key: HeaderRunID, Value: text[32:64:64]}
-	h[2] = kgo.RecordHeader{Key: HeaderUserID, Value: text[64:]}
+	add(HeaderUserID, from)
 	if attempt != nil {
 		h = append(h, kgo.RecordHeader{Key: HeaderAttempt, Value: attempt})
 	}

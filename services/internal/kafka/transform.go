@@ -200,7 +200,7 @@ func (l *transformLoop) turn() error {
 		if err := l.pollErrors(fetches); err != nil {
 			return err
 		}
-		records, n := data(fetches)
+		records, n := l.c.data(fetches)
 		polled += n
 		batch = append(batch, records...)
 		if len(records) > 0 {
@@ -227,15 +227,16 @@ func (l *transformLoop) turn() error {
 	return l.commit(batch, out)
 }
 
-// data returns the records that are not control records, and the number of all.
-func data(fetches kgo.Fetches) (batch []*kgo.Record, n int) {
+// data returns the records to be handled, and the number of all: control records
+// and what is replayed for another service are only passed.
+func (c *Cluster) data(fetches kgo.Fetches) (batch []*kgo.Record, n int) {
 	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
 		n += len(p.Records)
 	})
 	batch = make([]*kgo.Record, 0, n)
 	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
 		for _, r := range p.Records {
-			if !r.Attrs.IsControl() {
+			if !r.Attrs.IsControl() && c.addressed(r) {
 				batch = append(batch, r)
 			}
 		}

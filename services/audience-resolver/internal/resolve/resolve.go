@@ -11,7 +11,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 
 	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/runs"
@@ -27,10 +29,12 @@ type Shards struct {
 	Cluster *kafka.Cluster
 	// State returns the state of a shard's run, and whether the shard is done
 	// already, as of everything that was written before the call.
-	State  func(ctx context.Context, shard *event.RunShard) (s event.RunState, done bool, err error)
-	Reader Reader
-	Max    int              // people in a shard
-	Now    func() time.Time // stamps done marks for people to read; decides nothing
+	State func(ctx context.Context, shard *event.RunShard) (s event.RunState, done bool, err error)
+	// Campaign returns the campaign of a run, as of everything that was written before the call.
+	Campaign func(ctx context.Context, run identity.ID) (campaign string, ok bool, err error)
+	Reader   Reader
+	Max      int              // people in a shard
+	Now      func() time.Time // stamps done marks for people to read; decides nothing
 }
 
 // Resolve turns one run-shard into candidates and a done mark, or, if it holds
@@ -38,9 +42,39 @@ type Shards struct {
 func (s *Shards) Resolve(ctx context.Context, r *kgo.Record) ([]*kgo.Record, error) {
 	var shard event.RunShard
 	if err := s.Cluster.Decode(r, &shard); err != nil {
+		return s.byKey(ctx, r, err)
+	}
+	return s.resolve(ctx, &shard)
+}
+
+// byKey resolves a shard whose record does not decode by what its key says, which
+// is all that there is to it: nobody in it is lost, and the run does not wait for
+// ever. The record is parked all the same, because somebody writes what nobody
+// can read.
+func (s *Shards) byKey(ctx context.Context, r *kgo.Record, poison error) ([]*kgo.Record, error) {
+	if fault.ClassOf(poison) != fault.ClassPoison {
+		return nil, poison
+	}
+	run, shard, of, ok := runs.ParseShardKey(string(r.Key))
+	if !ok {
+		return nil, poison
+	}
+	campaign, ok, err := s.Campaign(ctx, run)
+	if err != nil {
 		return nil, err
 	}
-	state, already, err := s.State(ctx, &shard)
+	if !ok {
+		return nil, poison
+	}
+	out, err := s.resolve(ctx, &event.RunShard{RunID: run, CampaignID: campaign, Shard: shard, Of: of})
+	if err != nil {
+		return nil, err
+	}
+	return append(out, s.Cluster.DeadLetter(r, fmt.Errorf("%w (its shard was read by its key)", poison))), nil
+}
+
+func (s *Shards) resolve(ctx context.Context, shard *event.RunShard) ([]*kgo.Record, error) {
+	state, already, err := s.State(ctx, shard)
 	if err != nil {
 		return nil, err
 	}

@@ -29,8 +29,9 @@ const (
 	Refused   = "refused"
 )
 
-// Ended reports whether a state is final. The counters of an ended run may
-// still move units between classes when evidence arrives; the sum stays.
+// Ended reports whether a state is final, unless a replay opens the run again. The
+// counters of an ended run may still move units between classes when evidence
+// arrives; the sum stays.
 func Ended(state string) bool {
 	return state == Finished || state == Cancelled || state == Failed || state == Refused
 }
@@ -46,6 +47,19 @@ func ShardKey(run identity.ID, shard, of int32) string {
 	return fmt.Sprintf("%s/shard/%d-%d", run, shard, of)
 }
 
+// ParseShardKey reads a key made by ShardKey.
+func ParseShardKey(key string) (run identity.ID, shard, of int32, ok bool) {
+	text, rest, _ := strings.Cut(key, "/shard/")
+	run, err := identity.Parse(text)
+	if err != nil {
+		return run, 0, 0, false
+	}
+	if n, err := fmt.Sscanf(rest, "%d-%d", &shard, &of); n != 2 || err != nil || shard < 0 || shard >= of || ShardKey(run, shard, of) != key {
+		return run, 0, 0, false
+	}
+	return run, shard, of, true
+}
+
 // CountersKey is the key of one partition's counters.
 func CountersKey(run identity.ID, partition int32) string {
 	return fmt.Sprintf("%s/partition/%d", run, partition)
@@ -56,6 +70,8 @@ type run struct {
 	state    *event.RunState
 	shards   map[string]*event.ShardDone
 	counters map[int32]*event.RunCounters
+	waiting  int64             // over all counters
+	spoilt   map[string]string // why what is kept under a key cannot be read, and has not been written anew
 }
 
 // View is filled by one goroutine (a table reader) and read by any.
@@ -74,20 +90,46 @@ func NewView() *View {
 func (v *View) Apply(key string, rec *event.Run) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	r := v.runs[rec.RunID]
-	if r == nil {
-		r = &run{campaign: strings.Clone(rec.CampaignID), shards: map[string]*event.ShardDone{}, counters: map[int32]*event.RunCounters{}}
-		v.runs[rec.RunID] = r
+	r := v.of(rec.RunID)
+	if r.campaign == "" && rec.CampaignID != "" {
+		r.campaign = strings.Clone(rec.CampaignID)
 		v.byCampaign[r.campaign] = append(v.byCampaign[r.campaign], rec.RunID)
 	}
+	delete(r.spoilt, key)
 	switch {
 	case rec.State != nil:
 		r.state = rec.State
 	case rec.Shard != nil:
 		r.shards[key] = rec.Shard
 	case rec.Counters != nil:
+		if before := r.counters[rec.Counters.Partition]; before != nil {
+			r.waiting -= before.Waiting
+		}
 		r.counters[rec.Counters.Partition] = rec.Counters
+		r.waiting += rec.Counters.Waiting
 	}
+}
+
+func (v *View) of(id identity.ID) *run {
+	r := v.runs[id]
+	if r == nil {
+		r = &run{shards: map[string]*event.ShardDone{}, counters: map[int32]*event.RunCounters{}, spoilt: map[string]string{}}
+		v.runs[id] = r
+	}
+	return r
+}
+
+// Spoil notes that what the topic holds under a key cannot be read. The run
+// does not balance until it has been written anew; other runs go on.
+func (v *View) Spoil(key, why string) {
+	text, _, _ := strings.Cut(key, "/")
+	id, err := identity.Parse(text)
+	if err != nil {
+		return // no run's
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.of(id).spoilt[key] = why
 }
 
 // State returns a copy of a run's state and its campaign.
@@ -125,6 +167,21 @@ func SameCounters(a, b *event.RunCounters) bool {
 	return bytes.Equal((&event.Run{Counters: a}).AppendAvro(nil), (&event.Run{Counters: b}).AppendAvro(nil))
 }
 
+// SameState reports whether two states are the same to the last field.
+func SameState(a, b *event.RunState) bool {
+	return bytes.Equal((&event.Run{State: a}).AppendAvro(nil), (&event.Run{State: b}).AppendAvro(nil))
+}
+
+// Unreadable returns why a run's state cannot be read, or "".
+func (v *View) Unreadable(id identity.ID) string {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if r := v.runs[id]; r != nil {
+		return r.spoilt[StateKey(id)]
+	}
+	return ""
+}
+
 // CloneCounters copies counters deeply.
 func CloneCounters(c *event.RunCounters) *event.RunCounters {
 	d := *c
@@ -132,13 +189,15 @@ func CloneCounters(c *event.RunCounters) *event.RunCounters {
 	return &d
 }
 
-// Open returns the runs of campaigns that keep selects which have not ended.
+// Open returns the runs of campaigns that keep selects which have not ended, and
+// those that are open again: a message that was parked waits, because it was
+// replayed.
 func (v *View) Open(keep func(campaign string) bool) []identity.ID {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	var out []identity.ID
 	for id, r := range v.runs {
-		if r.state != nil && !Ended(r.state.State) && keep(r.campaign) {
+		if r.state != nil && (!Ended(r.state.State) || r.waiting > 0) && keep(r.campaign) {
 			out = append(out, id)
 		}
 	}
@@ -157,6 +216,7 @@ type Totals struct {
 	ShardsDone int32
 	ShardsCut  int32 // first cut, plus the children of those that were split
 	Candidates int64
+	Unreadable string // what of it cannot be read, in words; empty when all can
 	event.RunCounters
 }
 
@@ -168,6 +228,11 @@ func (v *View) Totals(id identity.ID) Totals {
 	r := v.runs[id]
 	if r == nil || r.state == nil {
 		return t
+	}
+	for key, why := range r.spoilt {
+		if t.Unreadable == "" || key+": "+why < t.Unreadable { // one is enough, and always the same
+			t.Unreadable = key + ": " + why
+		}
 	}
 	t.ShardsCut = r.state.Shards
 	for _, s := range r.shards {
@@ -211,6 +276,9 @@ func (t *Totals) Resolved() bool { return t.ShardsCut > 0 && t.ShardsDone == t.S
 // Balance says what does not add up in the resolver's own books, or "".
 // I9: this is half of the proof; ClickHouse's count of the same is the other.
 func (t *Totals) Balance() string {
+	if t.Unreadable != "" {
+		return "a record of the topic runs cannot be read, " + t.Unreadable
+	}
 	if !t.Resolved() {
 		return fmt.Sprintf("%d of %d shards are done", t.ShardsDone, t.ShardsCut)
 	}

@@ -128,7 +128,9 @@ func (d *Driver) Tick(run identity.ID, s event.RunState, now time.Time) Step {
 	switch s.State {
 	case runs.Preparing, runs.Blocked:
 		return d.prepare(run, s, now)
-	case runs.Resolving, runs.Sending, runs.Balancing:
+	case runs.Resolving, runs.Sending, runs.Balancing, runs.Finished, runs.Cancelled:
+		// One that has ended is asked about only when a replay has opened it again.
+		s.Balanced, s.FinishedAt = false, nil
 		totals := d.view.Totals(run)
 		lacks := totals.Balance()
 		switch {
@@ -140,12 +142,17 @@ func (d *Driver) Tick(run identity.ID, s event.RunState, now time.Time) Step {
 			return d.balance(run, s, now)
 		}
 		d.jobs.drop(run)
-		s.Note = ""
+		note := ""
+		if totals.Unreadable != "" {
+			note = lacks
+		}
+		if s.State == before && s.Note == note {
+			return Step{}
+		}
+		s.Note = note
+		return changed(s, now)
 	}
-	if s.State == before {
-		return Step{}
-	}
-	return changed(s, now)
+	return Step{}
 }
 
 func changed(s event.RunState, now time.Time) Step {

@@ -19,12 +19,34 @@ import (
 // Store holds the records of the partitions that this instance owns or once
 // owned, as the bytes that Kafka has. It is used from one goroutine at a time.
 type Store struct {
-	db *pebble.DB
+	db    *pebble.DB
+	watch Watch
+}
+
+// Watch is told what the store cannot hand to a caller.
+type Watch struct {
+	// Dead: the store cannot go on, and whoever called it may never hear of it. It
+	// must end the process, and must not return.
+	Dead func(error)
+	// Background says how flushes and compactions fare, which are tried again by
+	// themselves; nil is fine.
+	Background func(error)
 }
 
 // Open opens or makes the store in a directory of its own; another process
 // using it is an error.
 func Open(dir string, cacheBytes int64) (*Store, error) {
+	return OpenWatched(dir, cacheBytes, Watch{Dead: func(err error) { panic(err) }, Background: func(error) {}})
+}
+
+// OpenWatched is Open for whoever wants to say what goes wrong behind the calls.
+func OpenWatched(dir string, cacheBytes int64, watch Watch) (_ *Store, err error) {
+	defer func() {
+		// A log that cannot be written ends in a panic even here.
+		if p := recover(); p != nil {
+			err = fmt.Errorf("opening the person store %s: %w", dir, asError(p))
+		}
+	}()
 	cache := pebble.NewCache(cacheBytes)
 	defer cache.Unref() // the database holds its own reference
 	db, err := pebble.Open(dir, &pebble.Options{
@@ -32,12 +54,27 @@ func Open(dir string, cacheBytes int64) (*Store, error) {
 		MemTableSize: 16 << 20,
 		// The changelog is in Kafka: what a power cut takes from here is replayed.
 		WALBytesPerSync: 1 << 20,
-		Logger:          quiet{},
+		Logger:          quiet{watch.Dead},
+		EventListener: &pebble.EventListener{
+			BackgroundError: func(err error) { watch.Background(fmt.Errorf("writing the person store %s: %w", dir, err)) },
+			FlushEnd: func(i pebble.FlushInfo) {
+				if i.Err == nil {
+					watch.Background(nil)
+				}
+			},
+		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the person store %s: %w", dir, err)
 	}
-	return &Store{db: db}, nil
+	return &Store{db: db, watch: watch}, nil
+}
+
+func asError(p any) error {
+	if err, ok := p.(error); ok {
+		return err
+	}
+	return fmt.Errorf("%v", p)
 }
 
 // Close closes the store.
@@ -139,6 +176,13 @@ type Change struct {
 // Apply writes changes and moves the marks past them, all or nothing. Changes
 // of one partition must come in the order of their offsets.
 func (s *Store) Apply(changes []Change, now time.Time) error {
+	defer func() {
+		// Its log is full or broken: nothing more can be written by this process,
+		// and the changelog has it all.
+		if p := recover(); p != nil {
+			s.watch.Dead(fmt.Errorf("writing the person store: %w", asError(p)))
+		}
+	}()
 	b := s.db.NewBatch()
 	defer b.Close()
 	type part struct {
@@ -191,8 +235,10 @@ func (s *Store) setMark(b *pebble.Batch, name topic.Name, partition int32, offse
 }
 
 // quiet drops Pebble's own log; what goes wrong comes back as an error.
-type quiet struct{}
+type quiet struct{ dead func(error) }
 
-func (quiet) Infof(string, ...any)           {}
-func (quiet) Errorf(string, ...any)          {}
-func (quiet) Fatalf(format string, a ...any) { panic(fmt.Sprintf("pebble: "+format, a...)) }
+func (quiet) Infof(string, ...any)  {}
+func (quiet) Errorf(string, ...any) {}
+func (q quiet) Fatalf(format string, a ...any) {
+	q.dead(fmt.Errorf("the person store: "+format, a...))
+}
