@@ -39,6 +39,21 @@ type applied struct {
 	Changed bool   `json:"changed"`
 }
 
+// settle ends what an apply that was killed has left open, so that the next one
+// need not wait for the broker to give it up.
+func (a *app) settle(ctx context.Context) error {
+	c, err := a.kafka(ctx)
+	if err != nil {
+		return err
+	}
+	patient, cancel := context.WithTimeout(ctx, a.patience)
+	defer cancel()
+	if err := definitions.Settle(patient, c); err != nil {
+		return missing("the definitions cannot be written: %w", err)
+	}
+	return nil
+}
+
 func (a *app) apply(ctx context.Context, path string) error {
 	engine := liquid.New(liquid.Options{})
 	docs, err := definition.Load(path, definition.Options{ParseTemplate: engine.Check})
@@ -47,6 +62,9 @@ func (a *app) apply(ctx context.Context, path string) error {
 	}
 	if len(docs) == 0 {
 		return usage("there are no definitions in %s (*.yaml, *.yml)", path)
+	}
+	if err := a.settle(ctx); err != nil {
+		return err
 	}
 	store, err := a.definitions(ctx)
 	if err != nil {
