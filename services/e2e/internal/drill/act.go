@@ -224,8 +224,11 @@ func (d *drill) send(s schedule) error {
 			break
 		}
 	}
-	if len(events) > 0 {
-		d.say("the run ended before the last %d of the plan", len(events))
+	if len(events) > 0 && now.ended() {
+		d.say("the run ended before the last %d of the plan; they come now", len(events))
+		for _, e := range events {
+			d.do(e)
+		}
 	}
 	for _, m := range d.members {
 		m.disarm()
@@ -357,7 +360,7 @@ func (d *drill) conclude(f *facts, v *verdict) {
 	}
 	r.Twice, r.Repeats, r.RepeatsAllowed = len(v.Twice), v.Repeats, v.RepeatsAllowed
 	for _, i := range f.Incidents {
-		away := (i.Back - i.Restart).Seconds()
+		away := i.away(f.Incidents).Seconds()
 		longest := func(m **float64) {
 			if i.Back > 0 && (*m == nil || away > **m) {
 				*m = &away

@@ -3,6 +3,7 @@ package drill
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -45,18 +46,21 @@ func (d *drill) held(ctx context.Context, group string, m *member) (map[string][
 	return held, nil
 }
 
-// idle tells whether a member has its partitions and nothing in them is waiting:
-// the last record of a partition may be a transaction's marker.
-func (d *drill) idle(group string, m *member) bool {
+// idle tells whether a member has its partitions and nothing in them is waiting, or
+// says what is. The last record of a partition may be a transaction's marker.
+func (d *drill) idle(group string, m *member) (bool, string) {
 	ctx, cancel := context.WithTimeout(d.ctx, 3*time.Second)
 	defer cancel()
 	held, err := d.held(ctx, group, m)
-	if err != nil || len(held) == 0 {
-		return false
+	if err != nil {
+		return false, err.Error()
+	}
+	if len(held) == 0 {
+		return false, "it has no partitions of group " + group
 	}
 	committed, err := d.kafka.FetchOffsets(ctx, d.namespace+"."+group)
 	if err != nil {
-		return false
+		return false, err.Error()
 	}
 	topics := make([]string, 0, len(held))
 	for t := range held {
@@ -64,18 +68,18 @@ func (d *drill) idle(group string, m *member) bool {
 	}
 	ends, err := d.kafka.ListCommittedOffsets(ctx, topics...)
 	if err != nil {
-		return false
+		return false, err.Error()
 	}
 	for t, partitions := range held {
 		for _, p := range partitions {
 			c, ok := committed.Lookup(t, p)
 			end, there := ends.Lookup(t, p)
 			if !ok || !there || end.Err != nil || end.Offset-c.At > 1 {
-				return false
+				return false, fmt.Sprintf("group %s has passed %d of %d in %s/%d", group, c.At, end.Offset, t[len(d.namespace)+1:], p)
 			}
 		}
 	}
-	return true
+	return true, ""
 }
 
 // claim is one partition's claim as the group's metadata has it.

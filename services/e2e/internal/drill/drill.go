@@ -56,7 +56,9 @@ What must hold, or the exit code is 1 and the bar is named:
                is accepted or uncertain
   uncertain    at most 128 for each kill or pause of a sender, none otherwise; none at all under at_least_once
   balance      the resolver's counters and ClickHouse's count are equal in every class
-  back         each service is at work within 5 s of its restart: ready, and every loop has dealt with a record or has none waiting
+  back         each service is at work within 5 s of its restart: ready, and every loop has dealt with a record or has none waiting. What
+               the stack was away is taken off, and the time in which another instance of that service hangs: Kafka shares out a
+               group's work only when that one's session has ended
   acknowledged who joined or unsubscribed and was told so is found so; every file is imported to the end
 
 A part whose variable is set is not started: KAFKA_BROKERS, SCHEMA_REGISTRY_URL, CLICKHOUSE_URL, AWS_ENDPOINT_URL_S3, SMTP_ADDR. With

@@ -73,6 +73,7 @@ type incident struct {
 	Restart  time.Duration // when it was started or resumed
 	Back     time.Duration // when it was at work again; 0: never, as far as was seen
 	Ready    time.Duration // when it had joined its groups
+	Awaited  string        // what it was last seen waiting for
 	Again    bool          // it died again before it was back: nothing is known of its return
 	Claimed  int           // of a sender: messages claimed and without an outcome at that moment, of those it held
 	Seen     bool          // the broker told what it had claimed
@@ -86,6 +87,37 @@ func (i *incident) name() string {
 		return stackName
 	}
 	return fmt.Sprintf("%s-%d", i.Service, i.Instance)
+}
+
+// away is how long it took from its restart to its return. While another instance of
+// the service hangs (is paused) the group may have to wait for that one's session to
+// end before it can share out the work, whoever comes back: that time does not count,
+// nor does what the stack was away.
+func (i *incident) away(all []*incident) time.Duration {
+	if i.Back == 0 {
+		return 0
+	}
+	away := i.Back - i.Restart
+	free := i.Restart // counted up to here
+	for _, o := range all {
+		if o == i || o.Restart == 0 || (o.Kind != paused || o.Service != i.Service) && o.Kind != stackDown {
+			continue
+		}
+		from, to := max(o.At, free), min(max(o.Restart, o.Back), i.Back)
+		if to > from {
+			away -= to - from
+			free = to
+		}
+	}
+	return away
+}
+
+// waited says what it was last seen waiting for.
+func (i *incident) waited() string {
+	if i.Awaited == "" {
+		return ""
+	}
+	return "; last seen waiting: " + i.Awaited
 }
 
 // ofSender tells whether it can leave people uncertain.
@@ -137,11 +169,11 @@ func judge(f *facts, limit int) *verdict {
 		if i.Kind != killed && i.Kind != crashed || i.Again {
 			continue
 		}
-		switch away := i.Back - i.Restart; {
+		switch away := i.away(f.Incidents); {
 		case i.Back == 0:
-			v.broke("%s was not back at work after it was %s at %s", i.name(), i.Kind, clock(i.At))
+			v.broke("%s was not back at work after it was %s at %s%s", i.name(), i.Kind, clock(i.At), i.waited())
 		case away > backWithin:
-			v.broke("%s was back at work only %.1f s after its restart at %s", i.name(), away.Seconds(), clock(i.Restart))
+			v.broke("%s was back at work only %.1f s after its restart at %s%s", i.name(), away.Seconds(), clock(i.Restart), i.waited())
 		}
 	}
 	if len(f.Lost) > 0 {

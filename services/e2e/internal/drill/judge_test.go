@@ -75,6 +75,14 @@ func TestEveryBarCanBreak(t *testing.T) {
 		{"the books do not balance", func(f *facts) { f.Balanced, f.Differences = false, map[string]int64{"accepted": -2} }, "not exact: ClickHouse counts accepted -2"},
 		{"the run does not end", func(f *facts) { f.State = "balancing" }, "did not finish: it is balancing"},
 		{"a service is slow to come back", func(f *facts) { f.Incidents[1].Back += time.Millisecond * 100 }, "renderer-0 was back at work only 5.1 s after its restart"},
+		{"a service is slow though its fellow's hanging is taken off", func(f *facts) {
+			f.Incidents[1].Back = 60 * time.Second
+			f.Incidents = append(f.Incidents, &incident{Kind: paused, Service: topic.Renderer, Instance: 1, At: 18 * time.Second, Restart: 37 * time.Second, Back: 54 * time.Second})
+		}, "renderer-0 was back at work only 6.0 s"},
+		{"a service is slow while another one hangs", func(f *facts) {
+			f.Incidents[1].Back = 60 * time.Second
+			f.Incidents = append(f.Incidents, &incident{Kind: paused, Service: topic.Resolver, At: 18 * time.Second, Restart: 37 * time.Second, Back: 60 * time.Second})
+		}, "renderer-0 was back at work only 40.0 s"},
 		{"a service does not come back", func(f *facts) { f.Incidents[1].Back = 0 }, "renderer-0 was not back at work after it was killed at 20.0 s"},
 		{"a service dies at a point and does not come back", func(f *facts) { f.Incidents[1].Kind, f.Incidents[1].Back = crashed, 0 }, "renderer-0 was not back"},
 		{"somebody who joined is lost", func(f *facts) { f.Lost = []string{"j1"} }, "1 of 3 people who joined meanwhile and were acknowledged are lost: j1"},
@@ -119,6 +127,12 @@ func TestWhatIsNoBreach(t *testing.T) {
 		{"an uncertainty that a later answer overruled", func(f *facts) { f.Class["e"] = "accepted" }},
 		{"an uncertain person without a mail", func(f *facts) { delete(f.Mails, "e") }},
 		{"a paused service that takes its time", func(f *facts) { f.Incidents[2].Back += time.Hour }},
+		{"a service whose fellow hung meanwhile, and whose broker was away", func(f *facts) {
+			f.Incidents[1].Back = 60 * time.Second
+			f.Incidents = append(f.Incidents,
+				&incident{Kind: paused, Service: topic.Renderer, Instance: 1, At: 18 * time.Second, Restart: 37 * time.Second, Back: 40 * time.Second},
+				&incident{Kind: stackDown, Service: "embedded", At: 38 * time.Second, Restart: 39 * time.Second, Back: 55 * time.Second})
+		}},
 		{"a service that dies again before it is back", func(f *facts) { f.Incidents[1].Back, f.Incidents[1].Again = 0, true }},
 		{"a mail server that nobody can look into", func(f *facts) { f.Witnessed, f.Mails = false, map[string]int{} }},
 		{"at least once: a copy of what was claimed", func(f *facts) {

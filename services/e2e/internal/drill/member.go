@@ -252,6 +252,7 @@ func (m *member) watch(i *incident, before map[string]float64) {
 			return
 		}
 		if !m.up(m.d.ctx) {
+			i.Awaited = "it does not say that it is ready"
 			continue
 		}
 		if ready.IsZero() {
@@ -264,7 +265,9 @@ func (m *member) watch(i *incident, before map[string]float64) {
 			if worked[g] {
 				continue
 			}
-			worked[g] = records[g] > before[g] || time.Since(ready) > 200*time.Millisecond && m.d.idle(g, m)
+			if worked[g] = records[g] > before[g]; !worked[g] && time.Since(ready) > 200*time.Millisecond {
+				worked[g], i.Awaited = m.d.idle(g, m)
+			}
 			all = all && worked[g]
 		}
 		if all {
