@@ -86,6 +86,12 @@ func sampleRequest() (*event.MessageRequest, *definition.Campaign) {
 // I5: the scanner finds what the tokenizer finds, in any text.
 func TestLinksAreThoseOfTheTokenizer(t *testing.T) {
 	t.Parallel()
+	for _, begin := range []string{"<!-- x --!>", "<!-- x --!", "<!-->", "<!--->", "<!---->", "<!---!>", "<!--->-->", "<!-- > -->", "<!DOCTYPE html>", "<!>", "</>", "</ >", "<?x>", "<a ='>' href=", "<a ='", "<a x=/", "<a/",
+		"<title></ti</title>", "<TITLE/></title >", "<style></stylex></STYLE\n>", "<plaintext>", "<script><!--<script></script>", "<textarea></textarea", "<a href/ ", "<a href= ", "<a href>", "<a\x00 ", "<area/href="} {
+		for _, end := range []string{"", "https://x.test>", `"https://x.test">`, `href="https://x.test">`, `<a href="https://x.test">y</a>`, `'<a href=https://x.test/>`} {
+			requireSameLinks(t, begin+end)
+		}
+	}
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 20_000 {
 		requireSameLinks(t, randomHTML(r))
