@@ -9,8 +9,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -38,6 +38,10 @@ import (
 // maxPoll bounds a batch of the person loop to about 20 ms of work, so that a
 // transaction is short and nothing waits long behind another.
 const maxPoll = 2000
+
+// fetchWait is how long records may wait for others, so that a batch of the
+// person loop is worth a transaction. It is a delay of every triggered message.
+const fetchWait = 25 * time.Millisecond
 
 // Service is one instance of the resolver.
 type Service struct {
@@ -119,7 +123,7 @@ func (s *Service) Run(ctx context.Context) error {
 		defer stopBehind() // the tables end when the last loop has
 		work.Go(func() error {
 			return s.cluster.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupPersonLoop, Topics: topic.ReadBy(topic.GroupPersonLoop),
-				MaxPollRecords: maxPoll, KeepControlRecords: true, Transformer: person})
+				MaxPollRecords: maxPoll, FetchWait: fetchWait, KeepControlRecords: true, Transformer: person})
 		})
 		work.Go(func() error {
 			return s.cluster.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupShardLoop, Topics: topic.ReadBy(topic.GroupShardLoop),
