@@ -408,6 +408,7 @@ func inWords(reason string) string {
 		"connection_lost":           "the connection broke before the message was finished",
 		"retries_exhausted":         "refused for now as often as is allowed",
 		"poison":                    "it could not be processed; hikyaku dead-letters shows it",
+		"poison_candidate":          "it could not be processed before it was requested; hikyaku dead-letters shows it",
 	}[reason]
 	if !ok {
 		return reason

@@ -1,13 +1,11 @@
 package console
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -95,22 +93,7 @@ func (a *app) confirm(ctx context.Context, store *definitions.Store, campaign *d
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(a.err, "Send %s again to about %s people? [y/N] ", campaign.ID, thousands(n))
-	// Reading stdin cannot be interrupted: Ctrl-C leaves the reader behind.
-	answered := make(chan string, 1)
-	go func() {
-		line, _ := bufio.NewReader(a.stdin).ReadString('\n')
-		answered <- strings.ToLower(strings.TrimSpace(line))
-	}()
-	select {
-	case answer := <-answered:
-		if answer == "y" || answer == "yes" {
-			return nil
-		}
-		return usage("not started")
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return a.agree(ctx, fmt.Sprintf("Send %s again to about %s people?", campaign.ID, thousands(n)), "not started")
 }
 
 func randomBytes() [16]byte {

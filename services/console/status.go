@@ -374,20 +374,6 @@ func (p *runPicture) status(id identity.ID, groups []groupStatus) (runStatus, bo
 	return s, true
 }
 
-// openDeadLetters counts the dead letters by service.
-func (a *app) openDeadLetters(ctx context.Context) (map[string]int64, error) {
-	services := deadLetterServices()
-	counts := map[string]int64{}
-	err := a.read(ctx, slices.Collect(maps.Keys(services)), false, func(r *kgo.Record) error {
-		counts[services[a.cluster.NameOf(r.Topic)]]++
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("counting dead letters: %w", err)
-	}
-	return counts, nil
-}
-
 func (a *app) printOverview(o *overview) {
 	if o.Well {
 		fmt.Fprintln(a.out, "Nothing is wrong.")
