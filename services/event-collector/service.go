@@ -95,6 +95,14 @@ func (s *Service) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// fetchWait is how long records may wait for others on their way to the sink, which
+// gathers them for far longer.
+const fetchWait = 100 * time.Millisecond
+
+// quiet is how long nothing must come for the sink to gather no further: the end of
+// an import or of a run is in ClickHouse at once.
+const quiet = 200 * time.Millisecond
+
 // runSink moves Kafka to ClickHouse. When ClickHouse is away the loop waits with
 // its batch in hand.
 func (s *Service) runSink(ctx context.Context) error {
@@ -103,7 +111,7 @@ func (s *Service) runSink(ctx context.Context) error {
 	go s.watchClickHouse(watch)
 	return s.cluster.RunEffect(ctx, kafka.EffectOptions{
 		Group: topic.GroupSink, Topics: topic.ReadBy(topic.GroupSink),
-		MaxPollRecords: s.cfg.Sink.BatchRecords, MaxPollBytes: s.cfg.Sink.BatchMiB << 20, Linger: s.cfg.Sink.Linger,
+		MaxPollRecords: s.cfg.Sink.BatchRecords, MaxPollBytes: s.cfg.Sink.BatchMiB << 20, Linger: s.cfg.Sink.Linger, Quiet: quiet, FetchWait: fetchWait,
 		// The freshness barrier and the balance wait for this group to pass the
 		// markers of transactions.
 		KeepControlRecords: true,

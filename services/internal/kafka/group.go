@@ -33,6 +33,7 @@ type membership struct {
 	group topic.Group
 	stage *stage
 	end   context.CancelCauseFunc // ends the loop; the first cause wins
+	quiet time.Duration           // a window in which nothing comes for this long is over; 0 runs to its end
 
 	client atomic.Pointer[kgo.Client]
 
@@ -235,13 +236,27 @@ func (m *membership) gather(ctx context.Context, poll func(context.Context, int)
 		}
 	}()
 	for n < maxRecords && (maxBytes == 0 || bytes < maxBytes) && pollCtx.Err() == nil {
-		more := poll(pollCtx, maxRecords-n)
-		k, b := weigh(more)
+		more, k, b := m.next(pollCtx, poll, maxRecords-n)
 		n, bytes = n+k, bytes+b
 		m.stage.read(more, time.Now())
 		fetches = append(fetches, more...)
+		if k == 0 && m.quiet > 0 {
+			break
+		}
 	}
 	return fetches
+}
+
+// next polls for what comes before the window, or its patience with silence, ends.
+func (m *membership) next(ctx context.Context, poll func(context.Context, int) kgo.Fetches, max int) (fetches kgo.Fetches, records, bytes int) {
+	if m.quiet > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, m.quiet)
+		defer cancel()
+	}
+	fetches = poll(ctx, max)
+	records, bytes = weigh(fetches)
+	return fetches, records, bytes
 }
 
 func weigh(fetches kgo.Fetches) (records, bytes int) {

@@ -78,6 +78,10 @@ type TransformOptions struct {
 	// records later; 0 does not. For records that may become far larger than they
 	// are: a transaction must fit into memory, and end in time. The Transformer is then given its batch in parts, and must not be a Committer.
 	MaxOutputBytes int
+	// FetchWait is how long the broker may hold records back until a fetch is
+	// worth its cost; 0 hands over each at once. It delays a record that comes
+	// alone by as much.
+	FetchWait time.Duration
 }
 
 // partRecords is how many records are decided before the outputs are weighed.
@@ -150,6 +154,7 @@ func (c *Cluster) transformSession(ctx, work context.Context, o TransformOptions
 		c.clientOptions(string(o.Group)), c.producerOptions(),
 		c.groupOptions(o.Group, o.Topics, o.KeepControlRecords, h),
 		c.transactionOptions(c.transactionalID(o.Group)),
+		fetchWait(o.FetchWait),
 		[]kgo.Opt{kgo.WithHooks(l.membership), bounded},
 	)...)
 	if err != nil {
