@@ -132,6 +132,9 @@ func Open(ctx context.Context, o Options) (_ *Broker, err error) {
 		if orphans, err = openTransactions(o.Dir); err != nil {
 			return nil, fmt.Errorf("opening kafka: looking for open transactions: %w", err)
 		}
+		if err = restoreSequences(o.Dir); err != nil {
+			return nil, fmt.Errorf("opening kafka: restoring the producers' sequences: %w", err)
+		}
 	}
 
 	b := &Broker{dir: o.Dir, addr: g.Addr().String(), log: &kfakeLog{log: o.Logger}, done: make(chan struct{})}
