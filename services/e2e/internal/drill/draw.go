@@ -89,7 +89,7 @@ func (d *drill) timeline(w io.Writer, from, to time.Duration) {
 
 // sentence tells what was done, how long it was away, and what it left.
 func (i *incident) sentence() string {
-	s := fmt.Sprintf("%8s  at %3.0f %%  %-20s %s", clock(i.At), 100*i.Share, i.name(), i.Kind)
+	s := fmt.Sprintf("%8s  at %3.0f %%  %-20s %s", clock(i.At), 100*i.Share, i.name(), map[bool]kind{true: killed, false: i.Kind}[i.Kind == stackDown])
 	switch i.Kind {
 	case crashed:
 		s += " at " + i.Point
@@ -107,6 +107,9 @@ func (i *incident) sentence() string {
 		s += fmt.Sprintf(", back at work after %.1f s", (i.Back - i.Restart).Seconds())
 	case i.Restart > 0:
 		s += ", NOT back at work as far as was seen"
+	}
+	if i.Kind == stackDown && i.Left > 0 {
+		s += fmt.Sprintf("; %d left uncertain by senders that lost their place in the group", i.Left)
 	}
 	if i.ofSender() && i.Kind != ended {
 		s += fmt.Sprintf("; %d messages claimed without an outcome, %d left uncertain", i.Claimed, i.Left)

@@ -41,6 +41,7 @@ type facts struct {
 	// Unresolved is, per person, how often a call was asked without an answer being known.
 	Unresolved map[string]int
 	Incidents  []*incident
+	Instances  int // of the sender
 
 	Joined, JoinedKnown     int      // acknowledged over HTTP or imported while services died; found in ClickHouse
 	Lost                    []string // of them, who is not there
@@ -252,27 +253,37 @@ func (v *verdict) people(f *facts) {
 // explains it: the first one at which the broker listed the message as claimed.
 // Where the broker could not be asked, the time must do.
 func (v *verdict) attribute(f *facts, limit int) {
-	var senders []*incident
+	var senders, stacks []*incident
 	for _, i := range f.Incidents {
-		if i.ofSender() {
-			i.Left = 0
+		i.Left = 0
+		switch {
+		case i.ofSender():
 			senders = append(senders, i)
+		case i.Kind == stackDown:
+			stacks = append(stacks, i)
 		}
 	}
 	slices.SortFunc(senders, func(a, b *incident) int { return int(a.At - b.At) })
-	explains := func(i *incident, u uncertain) bool {
-		if i.Seen {
-			return i.claims[u.Source]
-		}
-		return u.At >= i.At && (i.Back == 0 || u.At <= i.Back+settlesWithin) && i.Left < limit
+	meanwhile := func(i *incident, u uncertain) bool {
+		return u.At >= i.At && (i.Back == 0 || u.At <= i.Back+settlesWithin)
 	}
 	for _, u := range f.Uncertain {
-		n := slices.IndexFunc(senders, func(i *incident) bool { return explains(i, u) })
-		if n < 0 {
+		if n := slices.IndexFunc(senders, func(i *incident) bool {
+			return i.Seen && i.claims[u.Source] || !i.Seen && meanwhile(i, u) && i.Left < limit
+		}); n >= 0 {
+			senders[n].Left++
+		} else if n := slices.IndexFunc(stacks, func(i *incident) bool { return meanwhile(i, u) }); n >= 0 {
+			// The embedded broker forgets who was a member of a group: each sender
+			// loses its claims as if it had died, those included that it knows it has not called.
+			stacks[n].Left++
+		} else {
 			v.Stray++
-			continue
 		}
-		senders[n].Left++
+	}
+	for _, i := range stacks {
+		if i.Left > limit*f.Instances {
+			v.broke("the stack's kill left %d people uncertain at %s, more than %d for each of %d senders", i.Left, clock(i.At), limit, f.Instances)
+		}
 	}
 	if v.Stray > 0 {
 		v.broke("%d people were left uncertain though no sender that died had claimed them: by other kills, or by none", v.Stray)

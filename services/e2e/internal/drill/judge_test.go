@@ -16,7 +16,7 @@ import (
 func held() *facts {
 	lay := place{"messages.email.bulk", 3, 40}
 	return &facts{
-		Policy: atMostOnce, State: "finished", Balanced: true, Witnessed: true,
+		Policy: atMostOnce, State: "finished", Balanced: true, Witnessed: true, Instances: 2,
 		Audience:   map[string]bool{"a": true, "b": true, "c": true, "d": true, "e": true},
 		Class:      map[string]string{"a": "accepted", "b": "accepted", "c": "excluded", "d": "failed", "e": "uncertain"},
 		Mails:      map[string]int{"a": 1, "b": 1, "e": 1},
@@ -67,6 +67,15 @@ func TestEveryBarCanBreak(t *testing.T) {
 		{"a mail to a stranger", func(f *facts) { f.Mails["z"] = 1 }, "do not show: z"},
 		{"one too many uncertain by a kill", func(f *facts) { many(f, uncertainPerKill, true) }, "sender-0 left 129 people uncertain at 10.0 s, more than 128"},
 		{"uncertain, and no sender had claimed it", func(f *facts) { many(f, 2, false) }, "2 people were left uncertain though no sender"},
+		{"more uncertain by the stack's kill than two senders had claimed", func(f *facts) {
+			f.Incidents = append(f.Incidents, &incident{Kind: stackDown, Service: "embedded", At: 10500 * time.Millisecond, Restart: 11 * time.Second, Back: 12 * time.Second})
+			many(f, 2*uncertainPerKill+1, false)
+		}, "the stack's kill left 257 people uncertain at 10.5 s"},
+		{"uncertain long after the stack's kill", func(f *facts) {
+			f.Incidents = append(f.Incidents, &incident{Kind: stackDown, Service: "embedded", At: time.Second, Restart: time.Second, Back: 2 * time.Second})
+			many(f, 1, false)
+			f.Uncertain[1].At = 23 * time.Second
+		}, "1 people were left uncertain though no sender"},
 		{"uncertain, and only a renderer died", func(f *facts) { f.Incidents = f.Incidents[1:] }, "1 people were left uncertain though no sender"},
 		{"uncertain long after a kill of which the broker could not be asked", func(f *facts) {
 			f.Incidents[0].Seen, f.Incidents[0].claims = false, nil
@@ -122,6 +131,14 @@ func TestWhatIsNoBreach(t *testing.T) {
 				person, lay := fmt.Sprint("x", i), place{"messages.email.bulk", 1, int64(i)}
 				f.Audience[person], f.Class[person], f.Incidents[0].claims[lay] = true, "uncertain", true
 				f.Uncertain = append(f.Uncertain, uncertain{person, time.Minute, lay}) // recorded late, but claimed then
+			}
+		}},
+		{"as many uncertain by the stack's kill as senders had claimed", func(f *facts) {
+			f.Incidents = append(f.Incidents, &incident{Kind: stackDown, Service: "embedded", At: 11 * time.Second, Restart: 11 * time.Second, Back: 12 * time.Second})
+			for i := range 2 * uncertainPerKill {
+				person := fmt.Sprint("x", i)
+				f.Audience[person], f.Class[person] = true, "uncertain"
+				f.Uncertain = append(f.Uncertain, uncertain{person, 13 * time.Second, place{"messages.email.bulk", 1, int64(i)}})
 			}
 		}},
 		{"an uncertainty that a later answer overruled", func(f *facts) { f.Class["e"] = "accepted" }},
