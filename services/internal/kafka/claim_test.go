@@ -267,7 +267,7 @@ func committed(t testing.TB, k *kafkatest.Kafka) map[string]struct {
 	meta string
 } {
 	t.Helper()
-	offsets, err := k.Admin().FetchOffsets(t.Context(), topic.GroupSender.In("test"))
+	offsets, err := k.Admin().FetchOffsets(t.Context(), topic.GroupSender.In(k.Config().Namespace))
 	require.NoError(t, err)
 	out := map[string]struct {
 		at   int64
@@ -306,7 +306,7 @@ func requireAtRest(t testing.TB, k *kafkatest.Kafka) {
 	var wrong string
 	kafkatest.Eventually(t, func() bool {
 		wrong = ""
-		ends, err := k.Admin().ListEndOffsets(t.Context(), topic.MessagesEmailBulk.In("test"), topic.RetriesEmail.In("test"))
+		ends, err := k.Admin().ListEndOffsets(t.Context(), topic.MessagesEmailBulk.In(k.Config().Namespace), topic.RetriesEmail.In(k.Config().Namespace))
 		require.NoError(t, err)
 		at := committed(t, k)
 		for name, partitions := range ends {
@@ -322,7 +322,7 @@ func requireAtRest(t testing.TB, k *kafkatest.Kafka) {
 
 func TestEachMessageIsCalledOnceAndTheOffsetsReachTheEnd(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t)
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	p := &provider{}
 	s := send(t, k, p)
 	users := put(t, k, 500, func(i int, m *event.Message) {
@@ -347,7 +347,7 @@ func TestEachMessageIsCalledOnceAndTheOffsetsReachTheEnd(t *testing.T) {
 // A message is parked with its reason and the others go on.
 func TestPoisonIsParkedBeforeItsOffsetMoves(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t)
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	users := put(t, k, 3, nil)
 	c := k.Cluster(t, "renderer")
 	bad, err := c.Record(topic.MessagesEmailBulk, "user-bad", &event.Message{UserID: "user-bad", Attempt: 1, MessageID: identity.Hash("bad")})
@@ -375,7 +375,7 @@ func TestKilledAnywhereNobodyIsCalledTwiceOrForgotten(t *testing.T) {
 		for _, point := range []string{"claiming", "claimed", "called", "acked"} {
 			t.Run(policy+"/"+point, func(t *testing.T) {
 				t.Parallel()
-				k := kafkatest.Start(t)
+				k := kafkatest.Start(t, kafkatest.AnyBroker())
 				const n, kills = 200, 6
 				users := put(t, k, n, func(i int, m *event.Message) {
 					m.Policy = policy
@@ -437,7 +437,7 @@ func TestKilledAnywhereNobodyIsCalledTwiceOrForgotten(t *testing.T) {
 // transaction open on the partition: a committed read would be blind behind it.
 func TestRecoverySeesBehindAnotherWritersTransaction(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t)
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	c := k.Cluster(t, "resolver")
 	txn, err := c.TransactionalProducer("resolver-0")
 	require.NoError(t, err)
@@ -561,7 +561,7 @@ func metric(t testing.TB, c *kafka.Cluster, name, result string) float64 {
 // At most twice the connections are claimed and unsettled, whatever the load.
 func TestWindowBoundsWhatAKillCanLeaveUncertain(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t)
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	put(t, k, 100, nil)
 	release := make(chan struct{})
 	p := &provider{answer: func(ctx context.Context, _ *event.Message, _ int) (string, error) {
@@ -620,7 +620,7 @@ func TestRetriesWaitForTheirTimeAndBlockNobody(t *testing.T) {
 // with an empty claim.
 func TestCleanStopLeavesNothingUnresolved(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t)
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	users := put(t, k, 60, nil)
 	release := make(chan struct{})
 	p := &provider{answer: func(context.Context, *event.Message, int) (string, error) {
@@ -655,7 +655,7 @@ func TestProviderAwayUsesUpNobodysAttempt(t *testing.T) {
 	for _, kill := range []bool{false, true} {
 		t.Run(fmt.Sprintf("kill %v", kill), func(t *testing.T) {
 			t.Parallel()
-			k := kafkatest.Start(t)
+			k := kafkatest.Start(t, kafkatest.AnyBroker())
 			users := put(t, k, 60, nil)
 			var away atomic.Bool
 			p := &provider{answer: func(_ context.Context, m *event.Message, call int) (string, error) {
@@ -703,7 +703,7 @@ func TestProviderAwayUsesUpNobodysAttempt(t *testing.T) {
 
 func TestProviderComesBackAndTheLaneOpens(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t)
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	users := put(t, k, 60, nil)
 	var away atomic.Bool
 	away.Store(true)
@@ -736,9 +736,9 @@ func TestRebalanceWaitsForTheCallsInFlight(t *testing.T) {
 	}}
 	var told atomic.Int64 // heartbeats of a, answered while others wait for it
 	rebalancing := func() bool {
-		groups, err := k.Admin().DescribeGroups(t.Context(), topic.GroupSender.In("test"))
+		groups, err := k.Admin().DescribeGroups(t.Context(), topic.GroupSender.In(k.Config().Namespace))
 		require.NoError(t, err)
-		return groups[topic.GroupSender.In("test")].State == "PreparingRebalance"
+		return groups[topic.GroupSender.In(k.Config().Namespace)].State == "PreparingRebalance"
 	}
 	k.Fake.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		k.Fake.KeepControl()
@@ -772,7 +772,7 @@ func TestRebalanceWaitsForTheCallsInFlight(t *testing.T) {
 // I6: two messages to one person keep their order.
 func TestMessagesToOnePersonKeepTheirOrder(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t)
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	var mu sync.Mutex
 	var order []string
 	var together atomic.Int64
@@ -810,7 +810,7 @@ func TestMessagesToOnePersonKeepTheirOrder(t *testing.T) {
 // A deferred message comes back through retries.
 func TestDeferredMessageIsTriedAgain(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t)
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	users := put(t, k, 20, nil)
 	p := &provider{answer: func(_ context.Context, m *event.Message, call int) (string, error) {
 		if m.Attempt < 3 {
@@ -863,7 +863,7 @@ func TestWithoutAClaimNoCall(t *testing.T) {
 // fenced and ends, saying why. Nobody is called twice.
 func TestSecondProcessOfTheSameNameEndsTheFirst(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t)
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	users := put(t, k, 300, nil)
 	slow := func(context.Context, *event.Message, int) (string, error) {
 		time.Sleep(2 * time.Millisecond)

@@ -132,7 +132,7 @@ func instance(k *kafkatest.Kafka, name string) kafka.Config {
 func TestSameNumberedPartitionsOfAllTopicsLandOnOneMember(t *testing.T) {
 	t.Parallel()
 	const p = 8
-	k := kafkatest.Start(t, kafkatest.Partitions(p), kafkatest.SessionTimeout(3*time.Second))
+	k := kafkatest.Start(t, kafkatest.AnyBroker(), kafkatest.Partitions(p), kafkatest.SessionTimeout(3*time.Second))
 	members := map[string]*recorder{}
 	for _, name := range []string{"0", "1", "2"} {
 		members[name] = newRecorder()
@@ -149,10 +149,8 @@ func TestSameNumberedPartitionsOfAllTopicsLandOnOneMember(t *testing.T) {
 		return n == p
 	}, "three members do not share the partitions")
 
-	info, err := k.Fake.WaitGroupStable(contextOf(t), topic.GroupPersonLoop.In("test"), 3)
-	require.NoError(t, err)
-	require.Len(t, info.Members, 3)
-	described, err := k.Admin().DescribeGroups(contextOf(t), topic.GroupPersonLoop.In("test"))
+	k.AwaitMembers(t, topic.GroupPersonLoop, 3)
+	described, err := k.Admin().DescribeGroups(contextOf(t), topic.GroupPersonLoop.In(k.Config().Namespace))
 	require.NoError(t, err)
 	for _, g := range described {
 		for _, m := range g.Members {
@@ -183,13 +181,13 @@ func TestAGroupWithoutAnOffsetDoesNotStart(t *testing.T) {
 	for name, loop := range bothLoops() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			k := kafkatest.Start(t)
+			k := kafkatest.Start(t, kafkatest.AnyBroker())
 			gone := kadm.TopicsSet{}
-			gone.Add(topic.MessageRequestsBulk.In("test"), 2)
-			_, err := k.Admin().DeleteOffsets(contextOf(t), topic.GroupRenderer.In("test"), gone)
+			gone.Add(topic.MessageRequestsBulk.In(k.Config().Namespace), 2)
+			_, err := k.Admin().DeleteOffsets(contextOf(t), topic.GroupRenderer.In(k.Config().Namespace), gone)
 			require.NoError(t, err)
 			err = loop(k.Cluster(t, topic.Renderer))(contextOf(t))
-			require.ErrorContains(t, err, "group test.renderer has lost its place in topic test.message-requests.bulk, partition 2: no offset is committed")
+			require.ErrorContains(t, err, fmt.Sprintf("group %[1]s.renderer has lost its place in topic %[1]s.message-requests.bulk, partition 2: no offset is committed", k.Config().Namespace))
 			require.ErrorContains(t, err, "runbook OffsetLost")
 			require.Equal(t, fault.ClassFatal, fault.ClassOf(err))
 		})
@@ -201,14 +199,17 @@ func TestAGroupWhoseOffsetTheLogHasPassedDoesNotGoOn(t *testing.T) {
 	for name, loop := range bothLoops() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			k := kafkatest.Start(t)
+			k := kafkatest.Start(t, kafkatest.AnyBroker())
 			c := k.Cluster(t, topic.Renderer)
 			r, err := c.Record(topic.MessageRequestsBulk, "u", request("u"))
 			require.NoError(t, err)
 			k.Produce(t, r)
-			require.NoError(t, k.Fake.DeleteRecords(r.Topic, r.Partition, 1))
+			passed := kadm.Offsets{}
+			passed.AddOffset(r.Topic, r.Partition, 1, -1)
+			_, err = k.Admin().DeleteRecords(contextOf(t), passed)
+			require.NoError(t, err)
 			err = loop(c)(contextOf(t))
-			require.ErrorContains(t, err, fmt.Sprintf("group test.renderer has lost its place in topic test.message-requests.bulk, partition %d: its committed offset is not in the log any more", r.Partition))
+			require.ErrorContains(t, err, fmt.Sprintf("group %[1]s.renderer has lost its place in topic %[1]s.message-requests.bulk, partition %[2]d: its committed offset is not in the log any more", k.Config().Namespace, r.Partition))
 			require.Equal(t, fault.ClassFatal, fault.ClassOf(err))
 		})
 	}
@@ -238,7 +239,7 @@ func TestARestartContinuesAtOnce(t *testing.T) {
 	for name, loop := range bothLoops() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			k := kafkatest.Start(t, kafkatest.SessionTimeout(time.Minute))
+			k := kafkatest.Start(t, kafkatest.AnyBroker(), kafkatest.SessionTimeout(time.Minute))
 			c := k.Cluster(t, topic.Renderer)
 			passed := func(n int) {
 				t.Helper()
@@ -273,13 +274,10 @@ func TestOneThatIsFencedByItsOwnNameStops(t *testing.T) {
 	for name, loop := range bothLoops() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			k := kafkatest.Start(t, kafkatest.SessionTimeout(2*time.Second))
+			k := kafkatest.Start(t, kafkatest.AnyBroker(), kafkatest.SessionTimeout(2*time.Second))
 			first := make(chan error, 1)
 			go func() { first <- loop(k.Cluster(t, topic.Renderer))(context.Background()) }()
-			group := topic.GroupRenderer.In("test")
-			info, err := k.Fake.WaitGroupStable(contextOf(t), group, 1)
-			require.NoError(t, err)
-			before := info.Members
+			before := k.AwaitMembers(t, topic.GroupRenderer, 1)
 
 			second := k.Cluster(t, topic.Renderer)
 			stop := run(t, loop(second))
@@ -297,9 +295,7 @@ func TestOneThatIsFencedByItsOwnNameStops(t *testing.T) {
 			kafkatest.Eventually(t, func() bool {
 				return k.Committed(t, topic.GroupRenderer)[topic.MessageRequestsBulk][r.Partition] == 1
 			}, "the successor does not work")
-			info, err = k.Fake.WaitGroupStable(contextOf(t), group, 1)
-			require.NoError(t, err)
-			require.NotEqual(t, before, info.Members)
+			require.NotEqual(t, before, k.AwaitMembers(t, topic.GroupRenderer, 1))
 			require.NoError(t, stop())
 		})
 	}
@@ -309,7 +305,7 @@ func TestOneThatIsFencedByItsOwnNameStops(t *testing.T) {
 // open another under the name it has lost.
 func TestOneThatIsFencedInTheMiddleOfABatchStops(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t, kafkatest.SessionTimeout(3*time.Second))
+	k := kafkatest.Start(t, kafkatest.AnyBroker(), kafkatest.SessionTimeout(3*time.Second))
 	c := k.Cluster(t, topic.Renderer)
 	r, err := c.Record(topic.MessageRequestsBulk, "u", request("u"))
 	require.NoError(t, err)
@@ -488,7 +484,7 @@ func TestRestoringIsFinishedBeforeTheFirstRecordAndKeepsTheMembership(t *testing
 
 func TestRestoringIsCutShortByARebalanceAndRepeatedAfterwards(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t, kafkatest.SessionTimeout(2*time.Second))
+	k := kafkatest.Start(t, kafkatest.AnyBroker(), kafkatest.SessionTimeout(2*time.Second))
 	c := k.Cluster(t, topic.Resolver)
 	tr := newRecorder()
 	began := make(chan struct{})
@@ -515,7 +511,7 @@ func TestRestoringIsCutShortByARebalanceAndRepeatedAfterwards(t *testing.T) {
 
 func TestARestorationThatFailsTransientlyIsRepeatedAndAFatalOneEndsTheLoop(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t)
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	c := k.Cluster(t, topic.Resolver)
 	tr := newRecorder()
 	var calls atomic.Int32
@@ -532,7 +528,7 @@ func TestARestorationThatFailsTransientlyIsRepeatedAndAFatalOneEndsTheLoop(t *te
 
 func TestPausedPartitionsWaitAndOthersDoNot(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t)
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	c := k.Cluster(t, topic.Resolver)
 	tr := newRecorder()
 	tr.pause = map[topic.Name][]int32{topic.Candidates: {0, 1, 2, 3}}
@@ -558,7 +554,7 @@ func TestPausedPartitionsWaitAndOthersDoNot(t *testing.T) {
 // "Not before t" sets one partition aside and keeps the others going.
 func TestNotBeforeSetsItsPartitionAside(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t)
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	c := k.Cluster(t, topic.Renderer)
 	k.Produce(t, tick(t, c, 0, 1), tick(t, c, 0, 2), tick(t, c, 1, 3))
 	var mu sync.Mutex
@@ -598,7 +594,7 @@ func TestNotBeforeSetsItsPartitionAside(t *testing.T) {
 
 func TestLingerGathersABatch(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t)
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	c := k.Cluster(t, topic.Renderer)
 	batches := make(chan int, 10)
 	run(t, func(ctx context.Context) error {
@@ -641,7 +637,7 @@ func TestTooManyDeadLettersStopTheLoop(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			k := kafkatest.Start(t)
+			k := kafkatest.Start(t, kafkatest.AnyBroker())
 			cfg := k.Config()
 			cfg.DeadLettersPerMinute = 3
 			c := k.ClusterWith(t, topic.Renderer, cfg)
@@ -879,7 +875,7 @@ func TestADeadLetterThatIsRefusedHoldsTheOffset(t *testing.T) {
 // and which attempt will not be made.
 func TestAMessageThatDoesNotDecodeIsStillCounted(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t)
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	c := k.Cluster(t, topic.Sender)
 	m := &event.Message{MessageID: request("u").MessageID, RunID: request("u").RunID, UserID: "u", Channel: "email", Attempt: 3}
 	r, err := c.Record(topic.RetriesEmail, "u", m)
@@ -1065,7 +1061,7 @@ func (f handlerFunc) Handle(_ context.Context, rs []*kgo.Record) (int, error) { 
 
 func TestSchemasAreOnlyLookedUpWhenRegisteringIsOff(t *testing.T) {
 	t.Parallel()
-	k := kafkatest.Start(t)
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	cfg := k.Config()
 	cfg.RegisterSchemas = false
 	c := k.ClusterWith(t, topic.Renderer, cfg)

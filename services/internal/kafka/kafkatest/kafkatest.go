@@ -1,12 +1,15 @@
 // Package kafkatest runs a real client against a broker in this process: kfake with
 // every topic of the catalogue, offset 0 committed for every group, and a Schema
-// Registry in memory.
+// Registry in memory. Tests that ask for AnyBroker run on a real Kafka too.
 package kafkatest
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,7 +35,7 @@ const Patience = time.Minute
 
 // Kafka is a broker and a registry that live as long as the test.
 type Kafka struct {
-	Fake     *kfake.Cluster   // for ControlKey and the like
+	Fake     *kfake.Cluster   // for ControlKey and the like; nil where AnyBroker found another
 	Registry *srfake.Registry // for Intercept and the like
 
 	opts   []kfake.Opt
@@ -48,6 +51,7 @@ type options struct {
 	partitions int
 	fake       []kfake.Opt
 	bare       bool
+	any        bool
 	session    time.Duration
 }
 
@@ -65,12 +69,20 @@ func Fake(opts ...kfake.Opt) Option {
 	return func(o *options) { o.fake = append(o.fake, opts...) }
 }
 
+// AnyBroker is for tests that do not steer the broker and name nothing but by the
+// namespace of Config. Where KAFKA_BROKERS is set they run there, such as on the
+// Apache Kafka of scripts/kafka, each in a namespace of its own.
+func AnyBroker() Option { return func(o *options) { o.any = true } }
+
 // Start runs a provisioned broker on a port of its own.
 func Start(t testing.TB, opts ...Option) *Kafka {
 	t.Helper()
 	o := options{partitions: 4, session: 15 * time.Second}
 	for _, opt := range opts {
 		opt(&o)
+	}
+	if brokers := os.Getenv("KAFKA_BROKERS"); brokers != "" && o.any {
+		return startOn(t, strings.Split(brokers, ","), o)
 	}
 	o.fake = append([]kfake.Opt{
 		kfake.NumBrokers(1),
@@ -82,22 +94,83 @@ func Start(t testing.TB, opts ...Option) *Kafka {
 	}, o.fake...)
 	fake, err := kfake.NewCluster(o.fake...)
 	require.NoError(t, err)
-	registry := srfake.New()
-	t.Cleanup(registry.Close)
-
-	k := &Kafka{Fake: fake, Registry: registry, opts: o.fake, cfg: kafka.Config{
-		Brokers: fake.ListenAddrs(), RegistryURL: registry.URL(), RegisterSchemas: true,
-		Namespace: "test", Instance: "0", SessionTimeout: o.session, Compression: "none", DeadLettersPerMinute: 100,
-	}}
+	k := &Kafka{Fake: fake, opts: o.fake}
 	t.Cleanup(func() { k.Fake.Close() })
-	k.client, err = kgo.NewClient(kgo.SeedBrokers(fake.ListenAddrs()...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	k.prepare(t, fake.ListenAddrs(), "test", o)
+	return k
+}
+
+// startOn takes a namespace on brokers that run already.
+func startOn(t testing.TB, brokers []string, o options) *Kafka {
+	t.Helper()
+	namespace := "test-" + strings.ToLower(rand.Text()[:10])
+	// Kafka takes no session shorter than its setting.
+	if o.session < time.Second {
+		o.session = time.Second
+	}
+	t.Cleanup(func() { Remove(t, brokers, namespace) })
+	k := &Kafka{}
+	k.prepare(t, brokers, namespace, o)
+	return k
+}
+
+// prepare connects to the brokers and provisions the namespace.
+func (k *Kafka) prepare(t testing.TB, brokers []string, namespace string, o options) {
+	t.Helper()
+	k.Registry = srfake.New()
+	t.Cleanup(k.Registry.Close)
+	k.cfg = kafka.Config{
+		Brokers: brokers, RegistryURL: k.Registry.URL(), RegisterSchemas: true,
+		Namespace: namespace, Instance: "0", SessionTimeout: o.session, Compression: "none", DeadLettersPerMinute: 100,
+	}
+	var err error
+	k.client, err = kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	require.NoError(t, err)
 	t.Cleanup(k.client.Close)
 	k.adm = kadm.NewClient(k.client)
 	if !o.bare {
 		k.Provision(t, o.partitions)
 	}
-	return k
+}
+
+// Remove frees what a test leaves on brokers that go on: the topics of its namespace,
+// and its groups with the static members that have gone and not left. What cannot be
+// removed is said, not failed.
+func Remove(t testing.TB, brokers []string, namespace string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	require.NoError(t, err)
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	var topics, groups []string
+	for _, row := range topic.Catalogue() {
+		topics = append(topics, row.Name.In(namespace))
+		for _, g := range row.Readers {
+			groups = append(groups, g.In(namespace))
+		}
+	}
+	slices.Sort(groups)
+	groups = slices.Compact(groups)
+	described, err := adm.DescribeGroups(ctx, groups...)
+	for _, g := range described {
+		var members []string
+		for _, m := range g.Members {
+			if m.InstanceID != nil {
+				members = append(members, *m.InstanceID)
+			}
+		}
+		if len(members) > 0 {
+			_, leaveErr := adm.LeaveGroup(ctx, kadm.LeaveGroup(g.Group).InstanceIDs(members...))
+			err = errors.Join(err, leaveErr)
+		}
+	}
+	_, groupsErr := adm.DeleteGroups(ctx, groups...)
+	_, topicsErr := adm.DeleteTopics(ctx, topics...)
+	if err := errors.Join(err, groupsErr, topicsErr); err != nil {
+		t.Logf("something of namespace %s stays: %v", namespace, err)
+	}
 }
 
 // Provision runs provision with P = p.
@@ -130,6 +203,26 @@ func (k *Kafka) Away(t testing.TB) (back func()) {
 		require.NoError(t, err)
 		k.Fake = fake
 	}
+}
+
+// AwaitMembers waits until the group is stable with n members, and returns their ids.
+func (k *Kafka) AwaitMembers(t testing.TB, group topic.Group, n int) []string {
+	t.Helper()
+	var ids []string
+	Eventually(t, func() bool {
+		groups, err := k.adm.DescribeGroups(context.Background(), group.In(k.cfg.Namespace))
+		if err != nil {
+			return false
+		}
+		g := groups[group.In(k.cfg.Namespace)]
+		ids = nil
+		for _, m := range g.Members {
+			ids = append(ids, m.MemberID)
+		}
+		return g.State == "Stable" && len(ids) == n
+	}, "group %s is not stable with %d members", group, n)
+	slices.Sort(ids)
+	return ids
 }
 
 // Admin asks the broker about groups, topics and offsets.
@@ -185,7 +278,7 @@ func (k *Kafka) Produce(t testing.TB, recs ...*kgo.Record) {
 func (k *Kafka) Records(t testing.TB, name topic.Name, n int) []*kgo.Record {
 	t.Helper()
 	cl, err := kgo.NewClient(
-		kgo.SeedBrokers(k.Fake.ListenAddrs()...), kgo.ConsumeTopics(name.In(k.cfg.Namespace)),
+		kgo.SeedBrokers(k.cfg.Brokers...), kgo.ConsumeTopics(name.In(k.cfg.Namespace)),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.FetchMaxWait(50*time.Millisecond),
 	)
 	require.NoError(t, err)
