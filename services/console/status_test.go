@@ -102,4 +102,3 @@ func TestARunSaysWhatItWaitsFor(t *testing.T) {
 	_, open := picture("finished").status(identity.ID{}, groups)
 	require.False(t, open)
 }
-
