@@ -242,6 +242,9 @@ func (l *personLoop) join(b *batch, m *event.SegmentMember, partition int32) err
 
 // settle moves a message to the class that its outcomes say.
 func (l *personLoop) settle(ctx context.Context, b *batch, o *event.Outcome, partition int32) error {
+	if !ledger.Ends(o.Outcome) {
+		return nil // every message is rendered: reading who was is half of all reading
+	}
 	c, err := b.state(o.UserID, kindMessages, partition)
 	if err != nil {
 		return err

@@ -53,6 +53,13 @@ func rank(outcome string) (int, bool) {
 	return 0, false
 }
 
+// Ends reports whether an outcome can change a class at all. A step that ends no
+// attempt, such as rendered, cannot.
+func Ends(outcome string) bool {
+	_, ends := rank(outcome)
+	return ends
+}
+
 // Apply takes one more outcome into account and reports whether the class
 // changed, and from what.
 //

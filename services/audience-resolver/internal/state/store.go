@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
 
 	"github.com/hikyaku/hikyaku/schemas/topic"
 )
@@ -49,7 +50,7 @@ func OpenWatched(dir string, cacheBytes int64, watch Watch) (_ *Store, err error
 	}()
 	cache := pebble.NewCache(cacheBytes)
 	defer cache.Unref() // the database holds its own reference
-	db, err := pebble.Open(dir, &pebble.Options{
+	options := &pebble.Options{
 		Cache:        cache,
 		MemTableSize: 16 << 20,
 		// The changelog is in Kafka: what a power cut takes from here is replayed.
@@ -63,7 +64,12 @@ func OpenWatched(dir string, cacheBytes int64, watch Watch) (_ *Store, err error
 				}
 			},
 		},
-	})
+	}
+	// Most questions are about people of whom nothing is known yet.
+	for i := range options.Levels {
+		options.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	db, err := pebble.Open(dir, options)
 	if err != nil {
 		return nil, fmt.Errorf("opening the person store %s: %w", dir, err)
 	}
