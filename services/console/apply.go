@@ -275,6 +275,9 @@ func inForce[D definition.Definition](store *definitions.Store, kind, id string)
 	head, ok := store.Head(kind, id)
 	if !ok {
 		var none D
+		if why := store.Unreadable(kind, id, 0); why != "" {
+			return none, head, usage("%s %s cannot be read; apply it again (%s)", kindWord(kind), id, why)
+		}
 		var ids []string
 		for _, v := range store.All(kind) {
 			ids = append(ids, v.ID)

@@ -72,6 +72,12 @@ func (a *app) sheet(ctx context.Context, run identity.ID) (*sheet, error) {
 	return &s, nil
 }
 
+// ended reports whether the run is over. One of whose messages waits is open
+// again, by a replay, though its driver may not have said so yet.
+func (s *sheet) ended() bool {
+	return (s.State == "finished" || s.State == "cancelled") && s.Waiting == 0 && s.Stored["waiting"] == 0
+}
+
 func (s *sheet) class(name string) int64 {
 	return map[string]int64{"rejected": s.Rejected, "accepted": s.Accepted, "failed": s.Failed, "uncertain": s.Uncertain,
 		"expired": s.Expired, "cancelled": s.Cancelled, "parked": s.Parked, "waiting": s.Waiting}[name]
@@ -94,12 +100,14 @@ func (s *sheet) sentence() string {
 		s.whereabouts(&b)
 	}
 	switch {
-	case s.Balanced && s.State != "finished" && s.State != "cancelled":
+	case s.Balanced && !s.ended():
 		fmt.Fprintf(&b, ". The counts agree so far; the run is %s.", s.State)
 	case s.Balanced:
 		b.WriteString(". Balanced: the resolver's and ClickHouse's counts agree.")
-	case s.State == "finished" || s.State == "cancelled":
+	case s.ended():
 		b.WriteString(". NOT balanced: see the differences.")
+	case s.State == "finished" || s.State == "cancelled":
+		b.WriteString(". It had ended, and is open again: what was parked is replayed.")
 	default:
 		fmt.Fprintf(&b, ". Not balanced yet: the run is %s.", s.State)
 	}
@@ -159,7 +167,7 @@ func (a *app) balance(ctx context.Context, arg string) error {
 	} else {
 		a.printSheet(s, run)
 	}
-	if err == nil && !s.Balanced && (s.State == "finished" || s.State == "cancelled") {
+	if err == nil && !s.Balanced && s.ended() {
 		return broken("run %s has ended and is not balanced", run)
 	}
 	return err
