@@ -58,6 +58,7 @@ func Main[C any](service string, build func(C, *telemetry.Telemetry) (Service, e
 	// Two places: the second signal must not be dropped while the first is handled.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	letGarbageGather()
 	os.Exit(run(service, build, os.Args[1:], envconfig.OsLookuper(), signals, os.Stdout, os.Stderr))
 }
 
