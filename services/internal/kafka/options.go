@@ -75,8 +75,8 @@ func (c *Cluster) producerOptions() []kgo.Opt {
 		// beyond either, which bounds memory.
 		kgo.MaxBufferedRecords(50_000),
 		kgo.MaxBufferedBytes(64 << 20),
-		// A linger would add its time to every transaction; batches form anyway
-		// while the broker answers the one before.
+		// Whoever waits for each acknowledgement would wait for a linger too; batches
+		// form anyway while the broker answers the one before.
 		kgo.ProducerLinger(0),
 	}
 }

@@ -155,7 +155,12 @@ func (c *Cluster) transformSession(ctx, work context.Context, o TransformOptions
 		c.groupOptions(o.Group, o.Topics, o.KeepControlRecords, h),
 		c.transactionOptions(c.transactionalID(o.Group)),
 		fetchWait(o.FetchWait),
-		[]kgo.Opt{kgo.WithHooks(l.membership), bounded},
+		[]kgo.Opt{
+			kgo.WithHooks(l.membership), bounded,
+			// One batch for each partition of a transaction, not another for what was
+			// said first. Flush, in commit, does not wait for it.
+			kgo.ProducerLinger(time.Second),
+		},
 	)...)
 	if err != nil {
 		return fmt.Errorf("building the client of group %s: %w", o.Group, err)
