@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"os/signal"
 	"slices"
@@ -133,8 +134,12 @@ func runStack(ctx context.Context, args []string, env lookup, stdout, stderr io.
 	flags.StringVar(&o.OutboxAddr, "outbox", outbox.DefaultPageAddr, "`address` of the outbox's page")
 	flags.BoolVar(&o.Sync, "sync", false, "fsync before acknowledging, to survive power cuts (slow)")
 	flags.BoolVar(&o.CountOnly, "count", false, "the outbox keeps its index only")
+	profiles := profilesFlag(flags)
 	if code := parse(flags, args, stderr); code >= 0 {
 		return code
+	}
+	if err := serveProfiles(*profiles); err != nil {
+		return complain(stderr, err)
 	}
 	for _, p := range embedded.Parts() {
 		if where := env.or(p.Variable(), ""); where != "" {
@@ -188,8 +193,12 @@ func runOutbox(ctx context.Context, args []string, env lookup, stdout, stderr io
 	flags.StringVar(&o.Dir, "dir", env.or("HIKYAKU_DATA", embedded.DefaultDataDir)+"/outbox", "`directory` of the mail")
 	flags.BoolVar(&o.CountOnly, "count", false, "keep the index only")
 	flags.BoolVar(&o.Sync, "sync", false, "fsync before answering")
+	profiles := profilesFlag(flags)
 	if code := parse(flags, args, stderr); code >= 0 {
 		return code
+	}
+	if err := serveProfiles(*profiles); err != nil {
+		return complain(stderr, err)
 	}
 	unlock, err := embedded.Lock(o.Dir)
 	if err != nil {
@@ -223,6 +232,26 @@ func runOutbox(ctx context.Context, args []string, env lookup, stdout, stderr io
 	}
 	fmt.Fprintf(stdout, "%-16s %s\nready\n", embedded.Outbox, at)
 	return until(ctx, failed, box.Close, stderr)
+}
+
+func profilesFlag(flags *flag.FlagSet) *string {
+	return flags.String("profiles", "", "`address` where /debug/pprof/ is served, for benchmarks; none if not given")
+}
+
+// serveProfiles serves Go's profiles of this process, for as long as it lives.
+func serveProfiles(addr string) error {
+	if addr == "" {
+		return nil
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return portError(addr, "--profiles", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	go func() { _ = (&http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}).Serve(l) }()
+	return nil
 }
 
 func portError(addr, flag string, err error) error {

@@ -29,11 +29,15 @@ const (
 func campaign(ctx context.Context, root string, args []string) (*result, error) {
 	flags := flag.NewFlagSet("campaign", flag.ContinueOnError)
 	people := flags.Int("people", 20_000, "people in the audience")
-	connections := flags.Int("connections", 32, "SMTP connections of the sender")
-	profiles := flags.String("profile", "", "directory for a CPU profile of every service, taken while sending")
+	connections := flags.Int("connections", 32, "SMTP connections of all senders together")
+	instances := flags.Int("instances", 1, "instances of each service, 1 to 4")
+	profiles := flags.String("profile", "", "directory for a CPU profile of every process, taken while sending")
 	keep := flags.Bool("keep", false, "keep the working directory and say where it is")
 	if err := flags.Parse(args); err != nil {
 		return nil, flag.ErrHelp
+	}
+	if *instances < 1 || *instances > 4 || *connections < *instances {
+		return nil, fmt.Errorf("%d instances with %d connections: 1 to 4 instances, and a connection for each sender", *instances, *connections)
 	}
 	dir, err := os.MkdirTemp("", "hikyaku-bench-")
 	if err != nil {
@@ -48,7 +52,7 @@ func campaign(ctx context.Context, root string, args []string) (*result, error) 
 	if err := buildAll(ctx, root, bin); err != nil {
 		return nil, err
 	}
-	b := &campaignBench{ctx: ctx, root: root, bin: bin, dir: dir, people: *people, connections: *connections, profiles: *profiles}
+	b := &campaignBench{ctx: ctx, root: root, bin: bin, dir: dir, people: *people, connections: *connections, instances: *instances, profiles: *profiles}
 	b.children = &children{dir: dir, env: map[string]string{}}
 	defer b.children.stop()
 	return b.run()
@@ -70,10 +74,12 @@ type campaignBench struct {
 	dir           string
 	people        int
 	connections   int
+	instances     int
 	profiles      string
 	children      *children
 	smtpAddr      string
-	telemetry     map[string]string // service to address
+	telemetry     map[string]string // service's process to address
+	profiled      map[string]string // process to address of its profiles
 	importSeconds float64
 }
 
@@ -82,9 +88,15 @@ func (b *campaignBench) run() (*result, error) {
 	if b.smtpAddr, err = freeAddr(); err != nil {
 		return nil, err
 	}
-	if _, err = b.children.start("sink", filepath.Join(b.bin, "embedded"), nil, "outbox", "--count", "--listen", b.smtpAddr, "--dir", filepath.Join(b.dir, "outbox")); err != nil {
+	b.profiled = map[string]string{}
+	if b.profiled["sink"], err = freeAddr(); err != nil {
 		return nil, err
 	}
+	sink, err := b.children.start("sink", filepath.Join(b.bin, "embedded"), nil, "outbox", "--count", "--listen", b.smtpAddr, "--dir", filepath.Join(b.dir, "outbox"), "--profiles", b.profiled["sink"])
+	if err != nil {
+		return nil, err
+	}
+	sink.kind = sink.name
 	if err = b.children.await(b.ctx, "the counting sink", time.Minute, func() bool { return dials(b.smtpAddr) }); err != nil {
 		return nil, err
 	}
@@ -147,16 +159,17 @@ func exists(path string) bool { _, err := os.Stat(path); return err == nil }
 // startPipeline starts the embedded stack, without its outbox, and all services.
 func (b *campaignBench) startPipeline() error {
 	addr := map[string]string{}
-	for _, name := range []string{"kafka", "registry", "clickhouse", "s3", "collector", "importer", "audience-resolver", "renderer", "sender", "event-collector"} {
+	for _, name := range []string{"kafka", "registry", "clickhouse", "s3", "embedded"} {
 		a, err := freeAddr()
 		if err != nil {
 			return err
 		}
 		addr[name] = a
 	}
+	b.profiled["embedded"] = addr["embedded"]
 	data := filepath.Join(b.dir, "data")
 	stack, err := b.children.start("embedded", filepath.Join(b.bin, "embedded"), map[string]string{"SMTP_ADDR": b.smtpAddr, "LIBCHDB_PATH": os.Getenv("LIBCHDB_PATH")},
-		"-data", data, "-kafka", addr["kafka"], "-registry", addr["registry"], "-clickhouse", addr["clickhouse"], "-s3", addr["s3"])
+		"-data", data, "-kafka", addr["kafka"], "-registry", addr["registry"], "-clickhouse", addr["clickhouse"], "-s3", addr["s3"], "-profiles", addr["embedded"])
 	if err != nil {
 		return err
 	}
@@ -169,18 +182,19 @@ func (b *campaignBench) startPipeline() error {
 	b.children.env = map[string]string{
 		"KAFKA_BROKERS": addr["kafka"], "SCHEMA_REGISTRY_URL": "http://" + addr["registry"], "CLICKHOUSE_URL": "http://" + addr["clickhouse"],
 		"AWS_ENDPOINT_URL_S3": "http://" + addr["s3"], "AWS_ACCESS_KEY_ID": "hikyaku", "AWS_SECRET_ACCESS_KEY": "hikyaku-embedded", "AWS_REGION": "us-east-1", "S3_BUCKET": "hikyaku",
-		"SMTP_ADDR": b.smtpAddr, "SMTP_CONNECTIONS": strconv.Itoa(b.connections), "COLLECTOR_ADDR": addr["collector"], "TRACKING_URL": "http://" + addr["collector"],
+		"SMTP_ADDR": b.smtpAddr, "SMTP_CONNECTIONS": strconv.Itoa(b.connections / b.instances), "TRACKING_URL": "http://127.0.0.1", // nobody clicks
 		"HIKYAKU_DATA": data, "ALLOW_INSECURE_DEFAULTS": "true", "POLL_INTERVAL": "200ms",
 	}
 	if out, err := b.command("provision"); err != nil {
 		return fmt.Errorf("provisioning: %w\n%s", err, out)
 	}
 	b.telemetry = map[string]string{}
-	for _, name := range []string{"importer", "audience-resolver", "renderer", "sender", "event-collector"} {
-		if _, err := b.children.start(name, filepath.Join(b.bin, name), map[string]string{"TELEMETRY_ADDR": addr[name]}); err != nil {
-			return err
+	for _, kind := range []string{"importer", "audience-resolver", "renderer", "sender", "event-collector"} {
+		for i := range b.instances {
+			if err := b.startService(kind, i); err != nil {
+				return err
+			}
 		}
-		b.telemetry[name] = addr[name]
 	}
 	return b.children.await(b.ctx, "the services to be ready", time.Minute, func() bool {
 		for _, a := range b.telemetry {
@@ -190,6 +204,28 @@ func (b *campaignBench) startPipeline() error {
 		}
 		return true
 	})
+}
+
+func (b *campaignBench) startService(kind string, instance int) error {
+	name := kind
+	if instance > 0 {
+		name += "-" + strconv.Itoa(instance)
+	}
+	telemetry, err := freeAddr()
+	if err != nil {
+		return err
+	}
+	collector, err := freeAddr()
+	if err != nil {
+		return err
+	}
+	if _, err := b.children.start(name, filepath.Join(b.bin, kind), map[string]string{
+		"INSTANCE": strconv.Itoa(instance), "TELEMETRY_ADDR": telemetry, "COLLECTOR_ADDR": collector,
+	}); err != nil {
+		return err
+	}
+	b.telemetry[name], b.profiled[name] = telemetry, telemetry
+	return nil
 }
 
 func get(url string) (int, []byte) {
@@ -375,7 +411,7 @@ func (b *campaignBench) mails() int {
 	}
 }
 
-// profile takes ten seconds of CPU profile from every service, one after the
+// profile takes ten seconds of CPU profile from every process, one after the
 // other would miss the run: all at once.
 func (b *campaignBench) profile() {
 	if err := os.MkdirAll(b.profiles, 0o755); err != nil {
@@ -383,7 +419,7 @@ func (b *campaignBench) profile() {
 		return
 	}
 	time.Sleep(3 * time.Second) // past the barrier and the first batches
-	for name, a := range b.telemetry {
+	for name, a := range b.profiled {
 		go func() {
 			code, body := get("http://" + a + "/debug/pprof/profile?seconds=10")
 			if code != http.StatusOK {
@@ -405,12 +441,20 @@ func (b *campaignBench) table(seconds, finished, ceiling float64, each map[strin
 	if ceiling > 0 {
 		fmt.Fprintf(w, "smtp-source                                %9.0f messages/s\n", ceiling)
 	}
-	fmt.Fprintf(w, "\n%-20s %14s %12s\n", "process", "CPU µs/message", "peak RSS MiB")
-	total := 0.0
+	fmt.Fprintf(w, "\n%-20s %10s %14s %12s\n", "process", "instances", "CPU µs/message", "peak RSS MiB")
+	var kinds []string
+	n, cpu := map[string]int{}, map[string]float64{}
 	for _, p := range b.children.list {
-		us := float64(p.cpu0.Microseconds()) / float64(b.people)
-		total += us
-		fmt.Fprintf(w, "%-20s %14.1f %12.0f\n", p.name, us, each[p.name])
+		if n[p.kind] == 0 {
+			kinds = append(kinds, p.kind)
+		}
+		n[p.kind]++
+		cpu[p.kind] += float64(p.cpu0.Microseconds()) / float64(b.people)
 	}
-	fmt.Fprintf(w, "%-20s %14.1f\n", "together", total)
+	total := 0.0
+	for _, kind := range kinds {
+		total += cpu[kind]
+		fmt.Fprintf(w, "%-20s %10d %14.1f %12.0f\n", kind, n[kind], cpu[kind], each[kind])
+	}
+	fmt.Fprintf(w, "%-20s %10s %14.1f\n", "together", "", total)
 }

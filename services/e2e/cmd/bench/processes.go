@@ -18,6 +18,7 @@ import (
 // child is one program under measurement.
 type child struct {
 	name  string
+	kind  string // the program's part in the pipeline, the same for all instances
 	cmd   *exec.Cmd
 	log   *os.File
 	ended chan struct{}
@@ -32,6 +33,8 @@ type children struct {
 	list []*child
 }
 
+// start runs a program. Its name is its kind, and with several of a kind a dash
+// and a number.
 func (c *children) start(name, program string, env map[string]string, args ...string) (*child, error) {
 	log, err := os.Create(filepath.Join(c.dir, name+".log"))
 	if err != nil {
@@ -49,7 +52,7 @@ func (c *children) start(name, program string, env map[string]string, args ...st
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
-	p := &child{name: name, cmd: cmd, log: log, ended: make(chan struct{})}
+	p := &child{name: name, kind: filepath.Base(program), cmd: cmd, log: log, ended: make(chan struct{})}
 	go func() { _ = cmd.Wait(); close(p.ended) }()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -135,7 +138,7 @@ func rssMiB(pid int) float64 {
 }
 
 // watchMemory follows the sum of all processes' memory until stop is called,
-// which returns its peak and each one's own.
+// which returns its peak and that of each kind.
 func (c *children) watchMemory() (stop func() (peak float64, each map[string]float64)) {
 	var peak float64
 	each := map[string]float64{}
@@ -143,14 +146,17 @@ func (c *children) watchMemory() (stop func() (peak float64, each map[string]flo
 	go func() {
 		defer close(done)
 		for {
-			sum := 0.0
+			sum, kinds := 0.0, map[string]float64{}
 			c.mu.Lock()
 			list := c.list
 			c.mu.Unlock()
 			for _, p := range list {
 				m := rssMiB(p.cmd.Process.Pid)
-				each[p.name] = max(each[p.name], m)
+				kinds[p.kind] += m
 				sum += m
+			}
+			for kind, m := range kinds {
+				each[kind] = max(each[kind], m)
 			}
 			peak = max(peak, sum)
 			select {
