@@ -76,6 +76,7 @@ type lane struct {
 	kafka    *kgo.Client
 	admin    *kadm.Client
 	people   population
+	size     int // how many people it has
 	used     int // numbers what must not occur twice
 }
 
@@ -97,7 +98,7 @@ func newLane(root, t *testing.T, s *stack) *lane {
 	t.Helper()
 	inner := *s
 	inner.t, inner.env, inner.namespace = t, maps.Clone(s.env), newNamespace()
-	l := &lane{stack: &inner, root: root, children: map[string]*child{}}
+	l := &lane{stack: &inner, root: root, children: map[string]*child{}, size: crashPeople}
 	collector := freeAddr(t)
 	maps.Copy(inner.env, map[string]string{
 		"NAMESPACE": inner.namespace, "COLLECTOR_ADDR": collector, "TRACKING_URL": "http://" + collector, "HIKYAKU_DATA": root.TempDir(),
@@ -124,14 +125,22 @@ func newLane(root, t *testing.T, s *stack) *lane {
 	return l
 }
 
-// populate starts the services, defines a campaign for either policy and fills the
-// audience.
-func (l *lane) populate() {
+// populate starts so many instances of each service, defines a campaign for either
+// policy and fills the audience.
+func (l *lane) populate(instances int) {
 	l.t.Helper()
 	l.provision()
 	for _, service := range serviceNames {
-		l.children[service] = l.child(service)
-		l.children[service].launch("")
+		for i := range instances {
+			c := l.child(service)
+			name := service
+			if i > 0 { // links lead to the first
+				c.env["INSTANCE"], c.env["COLLECTOR_ADDR"] = fmt.Sprint(i), free
+				name += fmt.Sprint("-", i)
+			}
+			l.children[name] = c
+			c.launch("")
+		}
 	}
 	root, children := l.root, l.children
 	root.Cleanup(func() {
@@ -164,7 +173,7 @@ profile:
 segment: {id: listed, attributes: {score: {column: score}}}
 `, l.prefix("list")))
 	l.people = population{}
-	for i := range crashPeople {
+	for i := range l.size {
 		row := []string{fmt.Sprintf("u%03d", i), l.address(fmt.Sprintf("u%03d", i), ""), "", fmt.Sprintf("Name %d", i), "30"}
 		l.people.audience++
 		switch i % 20 {

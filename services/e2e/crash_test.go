@@ -185,7 +185,7 @@ func TestDyingAt(t *testing.T) {
 				root.Run(string(p), func(t *testing.T) {
 					if l == nil {
 						made := newLane(root, t, s)
-						made.populate()
+						made.populate(1)
 						l = made
 					}
 					l.t = t
@@ -483,7 +483,7 @@ func anotherClustersStore(l *lane, _ *rand.Rand) {
 	victim.launch(order)
 	victim.wait()
 	victim.requireDiedAt(order)
-	young.populate()
+	young.populate(1)
 	answer := <-young.begin("greeting")
 	require.NoError(l.t, answer.err)
 	young.eventually("the run has ended", func() bool { return over(young.stateOf(answer.run)) })
