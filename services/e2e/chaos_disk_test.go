@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -109,7 +110,13 @@ func TestADiskThatIsFullLosesNothing(t *testing.T) {
 
 	filler := fill(t, disk)
 	require.NoError(t, os.MkdirAll(filepath.Join(s.folder, "imports", "people"), 0o755))
-	s.write("list.csv", people.rows)
+	// Enough that the store cannot keep it in the files it has.
+	rows := people.rows
+	for _, row := range children(5000) {
+		row[3] = strings.Repeat(row[3]+" ", 30)
+		rows = append(rows, row)
+	}
+	s.write("list.csv", rows)
 	s.eventually("the resolver ends", func() bool { return len(all[topic.Resolver].ended()) > 0 })
 	s.saysSoon([]string{"audience-resolver-0, person store, since", "no space left on device"}, everybody(all)...)
 	s.whileAway(outage(t, time.Second), func() {})
@@ -121,7 +128,7 @@ func TestADiskThatIsFullLosesNothing(t *testing.T) {
 	require.NotZero(t, all[topic.Resolver].lines("level=ERROR", "no space left on device"))
 	require.NoError(t, os.Remove(filler))
 
-	s.imported("list.csv", len(people.rows))
+	s.imported("list.csv", len(rows))
 	s.requireBalance(people, s.run("greeting"))
 	s.requireOneMailEach(people.accepted())
 	s.saysWell(everybody(all)...)

@@ -347,7 +347,7 @@ func TestKafkaStoppedBeyondEveryTimeout(t *testing.T) {
 // finds itself fenced, has called nobody twice, and is at work again.
 func TestCutOffUntilFencedAndHealed(t *testing.T) {
 	s := startStack(t)
-	s.env["SMTP_CONNECTIONS"], s.env["KAFKA_SESSION_TIMEOUT"] = "2", "3s"
+	s.env["SMTP_CONNECTIONS"], s.env["KAFKA_SESSION_TIMEOUT"] = "2", "6s" // the least that a broker allows by default
 	way := kafkaLink(t, s.brokers[0])
 	s.provision()
 	cut := s.members("KAFKA_BROKERS=" + way.addr())
