@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"strconv"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
@@ -142,13 +143,35 @@ func object(values []event.NamedValue) string {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		name, _ := json.Marshal(values[i].Name) // a string always can be
-		b = append(append(b, name...), ':')
-		value, err := values[i].Value.MarshalJSON()
-		if err != nil || !json.Valid(value) {
-			value = []byte("null")
-		}
-		b = append(b, value...)
+		b = append(appendText(b, values[i].Name), ':')
+		b = appendValue(b, values[i].Value)
 	}
 	return string(append(b, '}'))
+}
+
+func appendValue(b []byte, v event.Value) []byte {
+	switch v.Kind() {
+	case event.KindString:
+		return appendText(b, v.Text())
+	case event.KindInt:
+		return strconv.AppendInt(b, v.Int(), 10)
+	case event.KindBool:
+		return strconv.AppendBool(b, v.Bool())
+	}
+	value, err := v.MarshalJSON()
+	if err != nil || !json.Valid(value) {
+		value = []byte("null")
+	}
+	return append(b, value...)
+}
+
+// appendText writes what json.Marshal writes; most texts need no escape.
+func appendText(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			quoted, _ := json.Marshal(s) // a string always can be
+			return append(b, quoted...)
+		}
+	}
+	return append(append(append(b, '"'), s...), '"')
 }

@@ -1,7 +1,6 @@
 package sink
 
 import (
-	"encoding/json"
 	"errors"
 	"time"
 
@@ -156,8 +155,7 @@ func (m *request) derive(r *kgo.Record) {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		name, _ := json.Marshal(m.Segments[i].SegmentID)
-		b = append(append(append(b, name...), ':'), object(m.Segments[i].Attributes)...)
+		b = append(append(appendText(b, m.Segments[i].SegmentID), ':'), object(m.Segments[i].Attributes)...)
 	}
 	m.segments = string(append(b, '}'))
 }
