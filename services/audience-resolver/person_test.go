@@ -41,7 +41,7 @@ func newBench(t *testing.T) *bench {
 	tel := kafkatest.Telemetry(t, topic.Resolver)
 	l := newPersonLoop(c, Config{Window: 20000, TrackingKeyID: "1"}, tel.Log, newMetrics(tel.Registry))
 	var err error
-	l.store, err = state.Open(t.TempDir(), 1<<20)
+	l.store, err = state.Open(t.TempDir(), 1<<20, func(err error) { panic(err) })
 	require.NoError(t, err)
 	l.defs, l.view = definitions.NewStore(c), runs.NewView()
 	table := c.Table([]topic.Name{topic.Runs}, func(r *kgo.Record) error { return applyRun(c, l.view, tel.Log, r) })

@@ -143,17 +143,13 @@ var _ lifecycle.Service = (*Service)(nil)
 // openStore waits while the disk is full, and says so; nil when ctx ended first.
 func (s *Service) openStore(ctx context.Context) (*state.Store, error) {
 	const component = "person store"
-	watch := state.Watch{
-		Background: func(err error) { s.tel.Health.Set(component, err) },
-		// The rest of the process may be waiting for the store for ever. What was
-		// not stored is in Kafka; the next life replays it.
-		Dead: func(err error) {
-			s.tel.Log.Error("ended", "error", err, "exit_code", lifecycle.ExitFailed)
-			os.Exit(lifecycle.ExitFailed)
-		},
+	// The rest of the process may be waiting for the store for ever.
+	dead := func(err error) {
+		s.tel.Log.Error("ended", "error", err, "exit_code", lifecycle.ExitFailed)
+		os.Exit(lifecycle.ExitFailed)
 	}
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
-		store, err := state.OpenWatched(filepath.Join(s.cfg.DataDir, s.cluster.Member()), s.cfg.StoreCacheMiB<<20, watch)
+		store, err := state.Open(filepath.Join(s.cfg.DataDir, s.cluster.Member()), s.cfg.StoreCacheMiB<<20, dead)
 		if err == nil {
 			s.tel.Health.Set(component, nil)
 			return store, nil

@@ -94,7 +94,7 @@ func (s *stack) child(service string, instance int, env ...string) *member {
 // A resolver whose disk is full ends, is started again, says what it waits for,
 // and goes on when there is room: what it could not store is in Kafka.
 func TestADiskThatIsFullLosesNothing(t *testing.T) {
-	disk := smallDisk(t, 64)
+	disk := smallDisk(t, 128)
 	s := startStack(t)
 	s.provision()
 	all := map[string]*member{}
@@ -110,10 +110,10 @@ func TestADiskThatIsFullLosesNothing(t *testing.T) {
 
 	filler := fill(t, disk)
 	require.NoError(t, os.MkdirAll(filepath.Join(s.folder, "imports", "people"), 0o755))
-	// Enough that the store cannot keep it in the files it has.
+	// Enough that the store must write it down.
 	rows := people.rows
 	for _, row := range children(5000) {
-		row[3] = strings.Repeat(row[3]+" ", 30)
+		row[3] = strings.Repeat(row[3]+" ", 400)
 		rows = append(rows, row)
 	}
 	s.write("list.csv", rows)

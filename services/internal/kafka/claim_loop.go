@@ -263,6 +263,10 @@ func (l *claimLoop) step(now time.Time) (done bool) {
 	if l.err != nil {
 		return false
 	}
+	if l.lane.closed && l.inHand == 0 && now.After(l.lane.until.Add(pollTimeout)) {
+		// Nobody is left here to try with, say because another member has them.
+		l.openLane()
+	}
 	l.maybeCommit(now, proposal)
 	l.dispatch()
 	l.fetchControl(now)
@@ -532,12 +536,16 @@ func (l *claimLoop) called(item *claimItem, outputs Outputs, err error) {
 			return
 		}
 	} else if l.lane.closed {
-		l.lane.closed = false
-		l.c.tel.Health.Set(l.o.Provider, nil)
+		l.openLane()
 	}
 	delete(item.p.keys, string(item.r.Key))
 	item.state = itemAnswered
 	l.settleBy(item, outputs)
+}
+
+func (l *claimLoop) openLane() {
+	l.lane.closed = false
+	l.c.tel.Health.Set(l.o.Provider, nil)
 }
 
 // closeLane gives back the record, and all that is claimed and not begun, because
@@ -611,10 +619,12 @@ func (l *claimLoop) letGo(now time.Time) (done bool) {
 // drop forgets all partitions: the assignor is eager, so all go at once.
 func (l *claimLoop) drop() {
 	paused := map[string][]int32{}
+	l.c.tel.Health.Set("claims", nil) // what was wrong with them is behind us
 	for _, p := range l.order {
 		if p.paused {
 			paused[p.topic] = append(paused[p.topic], p.number)
 		}
+		l.c.tel.Health.Set("reading "+string(p.name), nil)
 	}
 	if len(paused) > 0 {
 		l.consumer.ResumeFetchPartitions(paused) // the client would remember it

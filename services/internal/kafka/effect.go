@@ -139,7 +139,11 @@ func (l *effectLoop) turn() error {
 	if err := l.pollErrors(fetches); err != nil {
 		return err
 	}
-	err := l.handle(l.flatten(fetches))
+	recs := l.flatten(fetches)
+	if len(recs)+len(l.done) == 0 {
+		l.c.tel.Health.Set(l.component, nil) // nothing is left of what was wrong
+	}
+	err := l.handle(recs)
 	return errors.Join(err, l.commit(l.work))
 }
 

@@ -232,6 +232,7 @@ func (l *transformLoop) turn() error {
 		}
 	}
 	if polled == 0 {
+		l.c.tel.Health.Set(l.component, nil) // nothing is left of what was wrong
 		return nil
 	}
 	return l.commit(batch, out)

@@ -9,6 +9,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -20,50 +22,26 @@ import (
 // Store holds the records of the partitions that this instance owns or once
 // owned, as the bytes that Kafka has. It is used from one goroutine at a time.
 type Store struct {
-	db    *pebble.DB
-	watch Watch
+	db *pebble.DB
 }
 
-// Watch is told what the store cannot hand to a caller.
-type Watch struct {
-	// Dead: the store cannot go on, and whoever called it may never hear of it. It
-	// must end the process, and must not return.
-	Dead func(error)
-	// Background says how flushes and compactions fare, which are tried again by
-	// themselves; nil is fine.
-	Background func(error)
-}
-
-// Open opens or makes the store in a directory of its own; another process
-// using it is an error.
-func Open(dir string, cacheBytes int64) (*Store, error) {
-	return OpenWatched(dir, cacheBytes, Watch{Dead: func(err error) { panic(err) }, Background: func(error) {}})
-}
-
-// OpenWatched is Open for whoever wants to say what goes wrong behind the calls.
-func OpenWatched(dir string, cacheBytes int64, watch Watch) (_ *Store, err error) {
-	defer func() {
-		// A log that cannot be written ends in a panic even here.
-		if p := recover(); p != nil {
-			err = fmt.Errorf("opening the person store %s: %w", dir, asError(p))
-		}
-	}()
+// Open opens or makes the store in a directory of its own; another process using it
+// is an error. Once it is open, a disk that fails leaves nothing to go on with:
+// dead must end the process, and must not return. What was not stored is in Kafka.
+func Open(dir string, cacheBytes int64, dead func(error)) (*Store, error) {
+	if err := room(dir); err != nil {
+		return nil, fmt.Errorf("opening the person store %s: %w", dir, err)
+	}
+	failed := func(err error) { dead(fmt.Errorf("writing the person store %s: %w", dir, err)) }
 	cache := pebble.NewCache(cacheBytes)
 	defer cache.Unref() // the database holds its own reference
 	options := &pebble.Options{
 		Cache:        cache,
-		MemTableSize: 16 << 20,
-		// The changelog is in Kafka: what a power cut takes from here is replayed.
-		WALBytesPerSync: 1 << 20,
-		Logger:          quiet{watch.Dead},
-		EventListener: &pebble.EventListener{
-			BackgroundError: func(err error) { watch.Background(fmt.Errorf("writing the person store %s: %w", dir, err)) },
-			FlushEnd: func(i pebble.FlushInfo) {
-				if i.Err == nil {
-					watch.Background(nil)
-				}
-			},
-		},
+		MemTableSize: memTableBytes,
+		// The changelog is the log: what a kill takes from here is replayed from it.
+		DisableWAL:    true,
+		Logger:        quiet{failed},
+		EventListener: &pebble.EventListener{BackgroundError: failed},
 	}
 	// Most questions are about people of whom nothing is known yet.
 	for i := range options.Levels {
@@ -73,18 +51,25 @@ func OpenWatched(dir string, cacheBytes int64, watch Watch) (_ *Store, err error
 	if err != nil {
 		return nil, fmt.Errorf("opening the person store %s: %w", dir, err)
 	}
-	return &Store{db: db, watch: watch}, nil
+	return &Store{db: db}, nil
 }
 
-func asError(p any) error {
-	if err, ok := p.(error); ok {
+// memTableBytes is how much may gather before it is written, hence what a kill can
+// make a successor replay.
+const memTableBytes = 16 << 20
+
+// room fails unless there is space for what may gather. Pebble takes a disk that is
+// full while it opens for its end; whoever asks first can wait.
+func room(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	return fmt.Errorf("%v", p)
+	probe := filepath.Join(dir, "room")
+	return errors.Join(os.WriteFile(probe, make([]byte, 2*memTableBytes), 0o600), os.Remove(probe))
 }
 
-// Close closes the store.
-func (s *Store) Close() error { return s.db.Close() }
+// Close writes what has gathered and closes the store.
+func (s *Store) Close() error { return errors.Join(s.db.Flush(), s.db.Close()) }
 
 // Changelog names the two topics that the store mirrors by one byte in its keys.
 func changelog(name topic.Name) (byte, bool) {
@@ -182,13 +167,6 @@ type Change struct {
 // Apply writes changes and moves the marks past them, all or nothing. Changes
 // of one partition must come in the order of their offsets.
 func (s *Store) Apply(changes []Change, now time.Time) error {
-	defer func() {
-		// Its log is full or broken: nothing more can be written by this process,
-		// and the changelog has it all.
-		if p := recover(); p != nil {
-			s.watch.Dead(fmt.Errorf("writing the person store: %w", asError(p)))
-		}
-	}()
 	b := s.db.NewBatch()
 	defer b.Close()
 	type part struct {
@@ -246,5 +224,5 @@ type quiet struct{ dead func(error) }
 func (quiet) Infof(string, ...any)  {}
 func (quiet) Errorf(string, ...any) {}
 func (q quiet) Fatalf(format string, a ...any) {
-	q.dead(fmt.Errorf("the person store: "+format, a...))
+	q.dead(fmt.Errorf(format, a...))
 }

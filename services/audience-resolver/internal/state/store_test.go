@@ -14,7 +14,7 @@ import (
 
 func open(t *testing.T, dir string) *state.Store {
 	t.Helper()
-	s, err := state.Open(dir, 8<<20)
+	s, err := state.Open(dir, 8<<20, func(err error) { panic(err) })
 	require.NoError(t, err)
 	return s
 }
