@@ -13,8 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -637,13 +635,6 @@ func (l *lane) records(name topic.Name, each func(*kgo.Record)) {
 	}
 }
 
-// choices are what the environment says of repetition.
-type choices struct {
-	times  int
-	seed   uint64
-	points *regexp.Regexp
-}
-
 // fnv is a hash of a case's name, so that each case draws its own numbers.
 func fnv(s string) uint64 {
 	h := uint64(14695981039346656037)
@@ -652,5 +643,3 @@ func fnv(s string) uint64 {
 	}
 	return h
 }
-
-func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

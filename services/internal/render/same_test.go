@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/stretchr/testify/require"
 
@@ -60,7 +61,7 @@ func requireSameLinks(t *testing.T, src string) {
 		require.Equal(t, "before"+string(want), string(got), "of %q", src)
 	}
 	pixel := "https://t.test/?a=1&b"
-	require.Equal(t, string(referencePixel(bytes.Clone(want), pixel)), string(appendPixel([]byte(want), []byte(html.EscapeString(pixel)))))
+	require.Equal(t, string(referencePixel(bytes.Clone(want), pixel)), string(appendPixel(bytes.Clone(want), []byte(html.EscapeString(pixel)))))
 }
 
 func requireSameMIME(t *testing.T, req *event.MessageRequest, campaign *definition.Campaign, subject, text, html string) {
@@ -108,7 +109,7 @@ func TestMIMEIsThatOfTheLibrary(t *testing.T) {
 		foreign := r.IntN(3) // so that each encoding is met often
 		for range r.IntN(25) {
 			w := words[r.IntN(len(words))]
-			if foreign == 0 && strings.ContainsAny(w, "é美\x00\xff") {
+			if foreign == 0 && strings.ContainsFunc(w, func(r rune) bool { return r == 0 || r > unicode.MaxASCII }) {
 				continue
 			}
 			s.WriteString(w)
