@@ -19,6 +19,7 @@ func TestPausedPastTheSession(t *testing.T) {
 	s := startStack(t)
 	for _, instances := range []int{2, 3} {
 		t.Run(fmt.Sprintf("%d instances", instances), func(t *testing.T) {
+			t.Parallel()
 			l := newLane(t, t, s)
 			l.env["KAFKA_SESSION_TIMEOUT"] = "6s" // the least that a broker takes by default
 			// Enough work for a pause in the middle, and claims in hand at any time.
