@@ -4,9 +4,15 @@
 //
 // It promises that an error for which MayBeAccepted is false comes from a
 // message that the server cannot have accepted: the terminating line was not
-// written, or the server refused. It pipelines MAIL, RCPT and DATA where the
-// server announces PIPELINING (RFC 2920), so that a message costs two round
-// trips instead of five; the Go clients at hand wait after each command.
+// written, or the server refused. Where the server announces PIPELINING (RFC
+// 2920) it sends the envelope in one write, and where it announces CHUNKING (RFC
+// 3030) the message as one chunk, in which nobody looks for a line with a dot: a
+// message costs two round trips instead of five, and both sides less of their
+// time. The Go clients at hand wait after each command and do not send chunks.
+//
+// The envelope and the message are never one write, although chunks allow it: a
+// server that has closed an old connection meanwhile is then found out before
+// anything was sent that it might have accepted.
 package smtp
 
 import (
@@ -50,6 +56,7 @@ type Config struct {
 	TLSConfig *tls.Config // nil: the system's roots; ServerName defaults to Addr's host
 	Username  string      // AUTH PLAIN when not empty
 	Password  string
+	NoChunks  bool // DATA, whatever the server announces
 
 	ConnectTimeout time.Duration // TCP, greeting, EHLO, STARTTLS and AUTH together
 	ReplyTimeout   time.Duration // each reply before the message's last line
@@ -69,8 +76,8 @@ type Conn struct {
 }
 
 type extensions struct {
-	pipelining, eightBit, utf8, startTLS, authPlain bool
-	sizeBytes                                       int64 // 0: not announced or without limit
+	pipelining, chunking, eightBit, utf8, startTLS, authPlain bool
+	sizeBytes                                                 int64 // 0: not announced or without limit
 }
 
 // Dial connects, says EHLO and, as configured, STARTTLS and AUTH. Its errors
@@ -146,6 +153,8 @@ func (c *Conn) hello() error {
 		switch strings.ToUpper(word) {
 		case "PIPELINING":
 			c.ext.pipelining = true
+		case "CHUNKING":
+			c.ext.chunking = !c.cfg.NoChunks
 		case "8BITMIME":
 			c.ext.eightBit = true
 		case "SMTPUTF8":
@@ -228,13 +237,22 @@ func (c *Conn) Send(ctx context.Context, from, to string, mime []byte) (Reply, e
 
 	c.out = c.out[:0]
 	c.out = append(append(append(append(c.out, "MAIL FROM:<"...), from...), '>'), params...)
-	c.out = append(append(append(append(c.out, "\r\nRCPT TO:<"...), to...), '>'), "\r\nDATA\r\n"...)
-	if err := c.envelope(ctx); err != nil {
+	c.out = append(append(append(append(c.out, "\r\nRCPT TO:<"...), to...), '>'), "\r\n"...)
+	stages := []Stage{StageMail, StageRcpt}
+	if !c.ext.chunking {
+		c.out = append(c.out, "DATA\r\n"...)
+		stages = append(stages, StageData)
+	}
+	if err := c.envelope(ctx, stages); err != nil {
 		return Reply{}, err
 	}
 	crash.At(crash.SenderInvited)
 	return c.body(ctx, mime)
 }
+
+// ErrNoChunks says that the server announced CHUNKING and does not know BDAT. It
+// has accepted nothing.
+var ErrNoChunks = errors.New("the server announces CHUNKING and does not take chunks")
 
 // errUnasked: a line more than there were commands would be read as the answer to
 // the next one, and "accepted" be said of the wrong message.
@@ -247,10 +265,10 @@ func peek(in *bufio.Reader) []byte {
 	return b
 }
 
-// envelope sends what c.out holds, MAIL, RCPT and DATA, in one write or in three.
-func (c *Conn) envelope(ctx context.Context) error {
+// envelope sends what c.out holds, MAIL, RCPT and, unless the message goes as a
+// chunk, DATA, in one write or each in its own.
+func (c *Conn) envelope(ctx context.Context, stages []Stage) error {
 	rest := c.out
-	stages := [3]Stage{StageMail, StageRcpt, StageData}
 	var first *Error
 	for i, stage := range stages {
 		if i == 0 || !c.ext.pipelining {
@@ -308,7 +326,11 @@ func (c *Conn) envelope(ctx context.Context) error {
 		}
 		return nil
 	}
-	// MAIL may have opened a transaction that the next message must not join.
+	return c.reset(ctx, first)
+}
+
+// reset ends a transaction that the next message must not join, after a refusal.
+func (c *Conn) reset(ctx context.Context, first *Error) *Error {
 	c.deadline(ctx, c.cfg.ReplyTimeout)
 	if _, err := io.WriteString(c.nc, "RSET\r\n"); err != nil {
 		first.broken = true
@@ -334,22 +356,35 @@ var (
 	justTheDot = lastLine[2:]
 )
 
-// body writes the message and its last line, and reads the final reply.
+// body writes the message, as a chunk or with its last line, and reads the final
+// reply.
 func (c *Conn) body(ctx context.Context, mime []byte) (Reply, error) {
-	if !plain(mime) {
-		mime = stuffed(mime)
+	dots := !c.ext.chunking
+	if !plain(mime, dots) {
+		mime = stuffed(mime, dots)
 	}
+	ended := len(mime) == 0 || bytes.HasSuffix(mime, lastLine[:2])
 	tail := lastLine
-	if bytes.HasSuffix(mime, lastLine[:2]) || len(mime) == 0 {
+	switch {
+	case !dots && ended:
+		tail = nil
+	case !dots:
+		tail = lastLine[:2]
+	case ended:
 		tail = justTheDot
 	}
+	c.out = c.out[:0]
+	if c.ext.chunking {
+		c.out = append(strconv.AppendInt(append(c.out, "BDAT "...), int64(len(mime)+len(tail)), 10), " LAST\r\n"...)
+	}
 	c.deadline(ctx, c.cfg.DataTimeout)
-	parts := net.Buffers{mime, tail}
+	all := int64(len(c.out) + len(mime) + len(tail))
+	parts := net.Buffers{c.out, mime, tail}
 	n, err := parts.WriteTo(c.nc)
 	if err != nil {
 		// Without its last byte the message is not accepted. How much of a
 		// failed write left an encrypted connection cannot be known.
-		return Reply{}, &Error{Stage: StageBody, Err: err, MayBeAccepted: c.tls || n == int64(len(mime)+len(tail))}
+		return Reply{}, &Error{Stage: StageBody, Err: err, MayBeAccepted: c.tls || n == all}
 	}
 	crash.At(crash.SenderAsked)
 	reply, err := c.read(StageEnd)
@@ -358,20 +393,28 @@ func (c *Conn) body(ctx context.Context, mime []byte) (Reply, error) {
 		err.(*Error).MayBeAccepted = true
 		return Reply{}, err
 	}
-	if reply.Code/100 != 2 {
-		e := refused(StageEnd, reply)
-		e.broken = reply.Code == 421
-		return Reply{}, e
+	if reply.Code/100 == 2 {
+		return reply, nil
 	}
-	return reply, nil
+	e := refused(StageEnd, reply)
+	switch {
+	case reply.Code == 421:
+		e.broken = true
+	case c.ext.chunking && reply.Code >= 500 && reply.Code <= 504:
+		// The chunk may be taken for commands now.
+		return Reply{}, &Error{Stage: StageHello, Err: fmt.Errorf("%w: %s", ErrNoChunks, reply)}
+	case c.ext.chunking:
+		return Reply{}, c.reset(ctx, e) // RFC 3030 2: what is left of the transaction is not defined
+	}
+	return Reply{}, e
 }
 
-// plain reports whether a message can go as it is: no line begins with a dot
-// and each line feed stands behind a carriage return.
-func plain(mime []byte) bool {
+// plain reports whether a message can go as it is: each line feed stands behind a
+// carriage return and, where dots matter, no line begins with one.
+func plain(mime []byte, dots bool) bool {
 	lines := 0
 	for rest := mime; len(rest) > 0; lines++ {
-		if rest[0] == '.' {
+		if dots && rest[0] == '.' {
 			return false
 		}
 		n := bytes.IndexByte(rest, '\n')
@@ -386,9 +429,10 @@ func plain(mime []byte) bool {
 	return bytes.Count(mime, lastLine[:1]) == lines
 }
 
-// stuffed doubles the dot at the beginning of a line and makes every end of
-// line CRLF: a bare one means different things to different servers.
-func stuffed(mime []byte) []byte {
+// stuffed makes every end of line CRLF, as a bare one means different things to
+// different servers, and where dots matter doubles the one at the beginning of a
+// line.
+func stuffed(mime []byte, dots bool) []byte {
 	out := make([]byte, 0, len(mime)+len(mime)/32+16)
 	begin := true
 	for i := 0; i < len(mime); i++ {
@@ -403,7 +447,7 @@ func stuffed(mime []byte) []byte {
 		case b == '\n':
 			out, begin = append(out, '\r', '\n'), true
 			continue
-		case b == '.' && begin:
+		case b == '.' && begin && dots:
 			out = append(out, '.')
 		}
 		out, begin = append(out, b), false

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -25,8 +26,9 @@ const pingAfter = 30 * time.Second
 
 // Pool keeps connections open between messages. It is safe for concurrent use.
 type Pool struct {
-	dial Config
-	cfg  PoolConfig
+	dial     Config
+	cfg      PoolConfig
+	noChunks atomic.Bool // the server cannot do what it announces
 
 	mu      sync.Mutex
 	idle    []*Conn // the one used last is taken first, so that surplus ones age
@@ -56,6 +58,10 @@ func (p *Pool) Send(ctx context.Context, from, to string, mime []byte) (Reply, e
 		var e *Error
 		if err != nil && errors.As(err, &e) && !e.Usable() {
 			p.drop(c)
+			if errors.Is(err, ErrNoChunks) {
+				p.noChunks.Store(true)
+				continue
+			}
 			if !fresh && !e.MayBeAccepted && ctx.Err() == nil && (e.Err != nil || e.Reply.Code == 421 && e.Stage == StageMail) {
 				continue
 			}
@@ -96,7 +102,9 @@ func (p *Pool) take(ctx context.Context) (c *Conn, fresh bool, err error) {
 		if p.open < p.limit {
 			p.open++
 			p.mu.Unlock()
-			c, err = Dial(ctx, p.dial)
+			dial := p.dial
+			dial.NoChunks = dial.NoChunks || p.noChunks.Load()
+			c, err = Dial(ctx, dial)
 			if err == nil {
 				return c, true, nil
 			}

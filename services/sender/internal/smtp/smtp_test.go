@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -72,13 +73,14 @@ func TestVerdicts(t *testing.T) {
 		{"no service at the greeting", fake.Script{Greeting: func(int) string { return "554 5.3.2 no" }}, smtp.Away, smtp.StageGreeting, "5.3.2", true},
 		{"not SMTP", fake.Script{Greeting: func(int) string { return "HTTP/1.1 400 Bad Request" }}, smtp.Away, smtp.StageGreeting, "", false},
 	} {
-		for _, pipelining := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s, pipelining %v", c.name, pipelining), func(t *testing.T) {
+		for _, extensions := range [][]string{nil, {"8BITMIME"}, {"PIPELINING", "CHUNKING"}} {
+			if slices.Contains(extensions, "CHUNKING") && c.script.Data != nil {
+				continue // a chunk waits for no invitation
+			}
+			t.Run(fmt.Sprint(c.name, extensions), func(t *testing.T) {
 				t.Parallel()
 				script := c.script
-				if !pipelining {
-					script.Extensions = []string{"8BITMIME"}
-				}
+				script.Extensions = extensions
 				server := fake.Start(t, "", script)
 				cfg := config(server.Addr)
 				cfg.ReplyTimeout, cfg.DataTimeout = 300*time.Millisecond, 300*time.Millisecond
@@ -110,10 +112,15 @@ func TestServerAwayIsNoRecipientsFault(t *testing.T) {
 // could join.
 func TestConnectionServesOnAfterARefusal(t *testing.T) {
 	t.Parallel()
-	for _, ext := range [][]string{nil, {"8BITMIME"}} {
+	for _, ext := range [][]string{nil, {"8BITMIME"}, {"PIPELINING", "CHUNKING"}, {"CHUNKING"}} {
 		server := fake.Start(t, "", fake.Script{Extensions: ext, Rcpt: func(to string, _ int) string {
-			if strings.HasPrefix(to, "no") {
+			if strings.HasPrefix(to, "no1") {
 				return "550 5.1.1 no"
+			}
+			return fake.Accept
+		}, End: func(to string, _ int) string {
+			if strings.HasPrefix(to, "no") {
+				return "554 5.7.1 spam"
 			}
 			return fake.Accept
 		}})
@@ -171,25 +178,51 @@ func TestPipelinesMailRcptDataInOneWrite(t *testing.T) {
 	require.Contains(t, server.Chunks(), "MAIL FROM:<a@example.test> SIZE=21\r\nRCPT TO:<b@example.test>\r\nDATA\r\n")
 }
 
+func TestAMessageGoesAsOneChunkWhereTheServerTakesChunks(t *testing.T) {
+	t.Parallel()
+	server := fake.Start(t, "", fake.Script{Extensions: []string{"PIPELINING", "CHUNKING"}})
+	_, err := pool(t, config(server.Addr), 1).Send(t.Context(), "a@example.test", "b@example.test", []byte(letter))
+	require.NoError(t, err)
+	// Not with the envelope: see the package.
+	require.Contains(t, server.Chunks(), "MAIL FROM:<a@example.test>\r\nRCPT TO:<b@example.test>\r\n")
+	require.Len(t, server.Mails(), 1)
+}
+
+// A server, or whatever stands before it, that does not know BDAT after all gets
+// its mail by DATA, and none of it twice.
+func TestAnnouncedChunksThatAreNotTakenAreDoneWithout(t *testing.T) {
+	t.Parallel()
+	server := fake.Start(t, "", fake.Script{Extensions: []string{"PIPELINING", "chunking"}}) // which the fake does not know
+	p := pool(t, config(server.Addr), 1)
+	for i := range 3 {
+		_, err := p.Send(t.Context(), "a@example.test", fmt.Sprintf("b%d@example.test", i), []byte(letter))
+		require.NoError(t, err)
+	}
+	require.Len(t, server.Mails(), 3)
+	require.Equal(t, 2, server.Connections())
+}
+
 func TestBytesArriveAsTheyWere(t *testing.T) {
 	t.Parallel()
-	server := fake.Start(t, "", fake.Script{})
-	p := pool(t, config(server.Addr), 1)
-	for _, c := range []struct{ sent, got string }{
-		{letter, letter},
-		{"", ""},
-		{"no end of line", "no end of line\r\n"},
-		{".\r\n", ".\r\n"},
-		{"a\r\n.\r\nQUIT\r\n", "a\r\n.\r\nQUIT\r\n"},
-		{"a\r\n..b\r\n.c", "a\r\n..b\r\n.c\r\n"},
-		{"bare\n.\nends\r", "bare\r\n.\r\nends\r\n"},
-		{"a\r\n.\nMAIL FROM:<x>\r\n", "a\r\n.\r\nMAIL FROM:<x>\r\n"},
-		{"a\r.\r\nb", "a\r\n.\r\nb\r\n"},
-	} {
-		_, err := p.Send(t.Context(), "a@example.test", "b@example.test", []byte(c.sent))
-		require.NoError(t, err, "%q", c.sent)
-		mails := server.Mails()
-		require.Equal(t, c.got, string(mails[len(mails)-1].Bytes), "%q", c.sent)
+	for _, extensions := range [][]string{nil, {"PIPELINING", "CHUNKING"}} {
+		server := fake.Start(t, "", fake.Script{Extensions: extensions})
+		p := pool(t, config(server.Addr), 1)
+		for _, c := range []struct{ sent, got string }{
+			{letter, letter},
+			{"", ""},
+			{"no end of line", "no end of line\r\n"},
+			{".\r\n", ".\r\n"},
+			{"a\r\n.\r\nQUIT\r\n", "a\r\n.\r\nQUIT\r\n"},
+			{"a\r\n..b\r\n.c", "a\r\n..b\r\n.c\r\n"},
+			{"bare\n.\nends\r", "bare\r\n.\r\nends\r\n"},
+			{"a\r\n.\nMAIL FROM:<x>\r\n", "a\r\n.\r\nMAIL FROM:<x>\r\n"},
+			{"a\r.\r\nb", "a\r\n.\r\nb\r\n"},
+		} {
+			_, err := p.Send(t.Context(), "a@example.test", "b@example.test", []byte(c.sent))
+			require.NoError(t, err, "%q", c.sent)
+			mails := server.Mails()
+			require.Equal(t, c.got, string(mails[len(mails)-1].Bytes), "%q", c.sent)
+		}
 	}
 }
 

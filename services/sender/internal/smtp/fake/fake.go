@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -26,14 +27,14 @@ const (
 // 1, per recipient (Rcpt, End) or over all (Greeting, Mail). A reply of code
 // 421 is sent, and the connection closed.
 type Script struct {
-	Extensions []string // announced after EHLO; nil: PIPELINING, 8BITMIME, SMTPUTF8, SIZE 10485760, ENHANCEDSTATUSCODES
+	Extensions []string // announced after EHLO; nil: PIPELINING, 8BITMIME, SMTPUTF8, SIZE 10485760, ENHANCEDSTATUSCODES. BDAT is understood with CHUNKING
 	TLS        *tls.Config
 	Greeting   func(try int) string
 	Auth       func(argument string) string
 	Mail       func(try int) string
 	Rcpt       func(to string, try int) string
 	Data       func(to string, try int) string
-	End        func(to string, try int) string // after the last line
+	End        func(to string, try int) string // after the last line, or the last byte of a chunk
 }
 
 // Mail is a message that was accepted or, with Answered false, fully received
@@ -194,6 +195,24 @@ func (f *Server) talk(c net.Conn, number int) {
 	}
 	var m Mail
 	var mailOK, rcptOK bool
+	// received answers for a whole message.
+	received := func(body []byte) bool {
+		reply := Accept
+		m.Bytes = body
+		if n := f.count("end " + m.To); s.End != nil {
+			reply = s.End(m.To, n)
+		}
+		m.Answered = reply == Accept
+		if m.Answered || reply == Hang || reply == Drop {
+			f.mu.Lock()
+			f.mails = append(f.mails, m)
+			if m.Answered {
+				f.answered++
+			}
+			f.mu.Unlock()
+		}
+		return say(reply, fmt.Sprintf("250 2.0.0 Ok: queued as Q%d", number))
+	}
 	for {
 		line, err := in.ReadString('\n')
 		if err != nil {
@@ -280,20 +299,27 @@ func (f *Server) talk(c net.Conn, number int) {
 				body.WriteString(strings.TrimPrefix(line, "."))
 			}
 			rec.off = false
-			m.Bytes = body.Bytes()
-			if n := f.count("end " + m.To); s.End != nil {
-				reply = s.End(m.To, n)
+			if !received(body.Bytes()) {
+				return
 			}
-			m.Answered = reply == Accept
-			if m.Answered || reply == Hang || reply == Drop {
-				f.mu.Lock()
-				f.mails = append(f.mails, m)
-				if m.Answered {
-					f.answered++
-				}
-				f.mu.Unlock()
+		case "BDAT":
+			var size int
+			if n, _ := fmt.Sscanf(arg, "%d LAST", &size); n != 1 || !slices.Contains(s.Extensions, "CHUNKING") {
+				fmt.Fprint(c, "502 5.5.1 unknown\r\n")
+				continue
 			}
-			if !say(reply, fmt.Sprintf("250 2.0.0 Ok: queued as Q%d", number)) {
+			rec.off = true
+			body := make([]byte, size)
+			if _, err := io.ReadFull(in, body); err != nil {
+				return
+			}
+			rec.off = false
+			if !rcptOK {
+				fmt.Fprint(c, "503 5.5.1 no valid recipients\r\n")
+				continue
+			}
+			mailOK, rcptOK = false, false
+			if !received(body) {
 				return
 			}
 		case "RSET", "NOOP":
