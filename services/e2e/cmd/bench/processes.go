@@ -22,7 +22,7 @@ type child struct {
 	cmd   *exec.Cmd
 	log   *os.File
 	ended chan struct{}
-	cpu0  time.Duration
+	used  cpu
 }
 
 // children are all of them; they die with this process.
@@ -106,20 +106,24 @@ func (c *children) await(ctx context.Context, what string, limit time.Duration, 
 	return nil
 }
 
-// cpuTime is what a process has used, user and system.
-func cpuTime(pid int) time.Duration {
+// cpu is what a process has used.
+type cpu struct{ user, system time.Duration }
+
+func (c cpu) since(before cpu) cpu { return cpu{c.user - before.user, c.system - before.system} }
+
+func cpuTime(pid int) cpu {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0
+		return cpu{}
 	}
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 13 {
-		return 0
+		return cpu{}
 	}
 	user, _ := strconv.ParseInt(fields[11], 10, 64)
 	system, _ := strconv.ParseInt(fields[12], 10, 64)
-	const ticksPerSecond = 100 // USER_HZ on every Linux that Go runs on
-	return time.Duration(user+system) * time.Second / ticksPerSecond
+	const tick = time.Second / 100 // USER_HZ on every Linux that Go runs on
+	return cpu{time.Duration(user) * tick, time.Duration(system) * tick}
 }
 
 // rssMiB is what a process holds in memory, mapped files included.
