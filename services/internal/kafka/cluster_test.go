@@ -259,6 +259,46 @@ func TestIdleAndAbortedPartitionsPassTheBarrier(t *testing.T) {
 	require.Equal(t, 1, handled, "the aborted record was handed over")
 }
 
+// A broker that was away between a record and the marker of its transaction writes
+// the marker as leader of another epoch. Who has passed both must be able to begin
+// there again: no record has been lost.
+func TestALeaderThatChangesBeforeTheMarkerLosesNothing(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	c := k.Cluster(t, topic.Collector)
+	ctx := contextOf(t)
+	txn, err := c.TransactionalProducer("writer")
+	require.NoError(t, err)
+	defer txn.Close()
+	var name string
+	var partition int32
+	write := func(between func()) {
+		r, err := c.Record(topic.Profiles, "a", &event.Profile{UserID: "a"})
+		require.NoError(t, err)
+		name, partition = r.Topic, r.Partition
+		require.NoError(t, txn.BeginTransaction())
+		require.NoError(t, txn.ProduceSync(ctx, r).FirstErr())
+		between()
+		require.NoError(t, txn.EndTransaction(ctx, kgo.TryCommit))
+	}
+	write(func() { require.NoError(t, k.Fake.MoveTopicPartition(name, partition, 0)) })
+	for range 2 {
+		stop := run(t, func(ctx context.Context) error {
+			return c.RunEffect(ctx, kafka.EffectOptions{Group: topic.GroupSink, KeepControlRecords: true, Handler: handle(func(_ context.Context, recs []*kgo.Record) (int, error) {
+				return len(recs), nil
+			})})
+		})
+		mark, err := c.HighWatermarks(ctx, topic.Profiles)
+		require.NoError(t, err)
+		kafkatest.Eventually(t, func() bool {
+			behind, err := c.Passed(ctx, topic.GroupSink, mark)
+			return err == nil && len(behind) == 0
+		}, "the group has not passed what was written")
+		require.NoError(t, stop())
+		write(func() {})
+	}
+}
+
 type handle func(context.Context, []*kgo.Record) (int, error)
 
 func (h handle) Handle(ctx context.Context, recs []*kgo.Record) (int, error) { return h(ctx, recs) }

@@ -123,11 +123,10 @@ type effectLoop struct {
 	wait  time.Duration // how long the next poll may wait
 }
 
-// effectRecord is a record with the offset to commit once it is done: behind it and
+// effectRecord is a record with the last of those that are done with it: itself and
 // the control records that follow it.
 type effectRecord struct {
-	r    *kgo.Record
-	next int64
+	r, last *kgo.Record
 }
 
 // turn is one batch, from poll to commit.
@@ -173,22 +172,26 @@ func (l *effectLoop) flatten(fetches kgo.Fetches) []effectRecord {
 		for _, r := range byPartition[k] {
 			switch {
 			case !r.Attrs.IsControl() && l.c.addressed(r):
-				recs = append(recs, effectRecord{r, r.Offset + 1})
+				recs = append(recs, effectRecord{r, r})
 			case len(recs) > first:
-				recs[len(recs)-1].next = r.Offset + 1
+				recs[len(recs)-1].last = r
 			default:
-				l.mark(r, r.Offset+1)
+				l.mark(r)
 			}
 		}
 	}
 	return recs
 }
 
-func (l *effectLoop) mark(r *kgo.Record, next int64) {
+// mark lets the offset pass everything up to r. The epoch must be that of r: of a
+// broker that was away between a record and its transaction's marker, the epoch of
+// the former ends before the latter, and a client that is told otherwise finds
+// records lost.
+func (l *effectLoop) mark(r *kgo.Record) {
 	if l.done[r.Topic] == nil {
 		l.done[r.Topic] = map[int32]kgo.EpochOffset{}
 	}
-	l.done[r.Topic][r.Partition] = kgo.EpochOffset{Epoch: r.LeaderEpoch, Offset: next}
+	l.done[r.Topic][r.Partition] = kgo.EpochOffset{Epoch: r.LeaderEpoch, Offset: r.Offset + 1}
 }
 
 // handle works through the batch; what it does not finish is read again later.
@@ -207,7 +210,7 @@ func (l *effectLoop) handle(recs []effectRecord) error {
 			return fault.Fatal(fmt.Errorf("group %s: the handler answered %d of %d records done, without an error", l.o.Group, n, len(recs)))
 		}
 		for _, d := range recs[:n] {
-			l.mark(d.r, d.next) // I1: the handler vouches for it
+			l.mark(d.last) // I1: the handler vouches for it
 		}
 		l.stage.ok.Add(float64(n))
 		recs = recs[n:]
@@ -235,7 +238,7 @@ func (l *effectLoop) handle(recs []effectRecord) error {
 				return err
 			}
 			crash.In(l.o.Group, crash.Parked)
-			l.mark(recs[0].r, recs[0].next) // I2: parked, acknowledged
+			l.mark(recs[0].last) // I2: parked, acknowledged
 			recs = recs[1:]
 		case fault.ClassTransient:
 			failed = true
