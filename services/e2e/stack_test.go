@@ -348,9 +348,16 @@ func (s *stack) eventually(what string, done func() bool) {
 	s.t.Helper()
 	for end := time.Now().Add(deadline); !done(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
-			require.FailNow(s.t, "timed out waiting until "+what)
+			require.FailNow(s.t, "timed out waiting until "+what, s.overview())
 		}
 	}
+}
+
+// overview is what hikyaku status says, for whoever wonders why a test waits.
+func (s *stack) overview() string {
+	var out bytes.Buffer
+	console.Main([]string{"status", "--timeout", "3s"}, envconfig.MapLookuper(s.env), strings.NewReader(""), &out, &out)
+	return out.String()
 }
 
 // requireBalance checks the books against what was known in advance.
