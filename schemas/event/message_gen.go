@@ -18,6 +18,7 @@ type Message struct {
 	Policy          string      `json:"policy"`
 	Attempt         int32       `json:"attempt"`    // number of the attempt to be made, from 1
 	NotBefore       *time.Time  `json:"not_before"` // retries only
+	Unanswered      bool        `json:"unanswered"` // an earlier attempt got no answer: it may have reached the person
 	RequestedAt     time.Time   `json:"requested_at"`
 	ExpiresAt       time.Time   `json:"expires_at"`
 	ContentHash     []byte      `json:"content_hash"` // SHA-256 of what is handed to the provider
@@ -42,6 +43,7 @@ func (m *Message) appendAvro(b []byte) []byte {
 		b = append(b, 2)
 		b = appendTime(b, (*m.NotBefore))
 	}
+	b = appendBool(b, m.Unanswered)
 	b = appendTime(b, m.RequestedAt)
 	b = appendTime(b, m.ExpiresAt)
 	b = appendBytes(b, m.ContentHash)
@@ -71,6 +73,7 @@ func (m *Message) readAvro(r *reader) {
 		m.NotBefore = new(time.Time)
 		*m.NotBefore = r.time()
 	}
+	m.Unanswered = r.bool()
 	m.RequestedAt = r.time()
 	m.ExpiresAt = r.time()
 	m.ContentHash = r.bytes()
@@ -99,7 +102,7 @@ func (m *Message) DecodeAvro(b []byte) error {
 }
 
 // schemaOfMessage is message.v1.avsc.
-const schemaOfMessage = `{"type":"record","name":"Message","namespace":"hikyaku","doc":"a rendered message; on retries.<channel> with its next attempt","fields":[{"name":"message_id","type":{"type":"fixed","name":"Id128","size":16,"doc":"128-bit identity: the first 16 bytes of SHA-256 over length-prefixed fields; 32 hex digits in text"},"doc":"hash of namespace, campaign_id, occurrence, user_id and step"},{"name":"run_id","type":"Id128"},{"name":"campaign_id","type":"string"},{"name":"variant","type":"string","doc":"content variant; empty while campaigns have one","default":""},{"name":"step","type":"string","doc":"step of a campaign; empty while campaigns have none","default":""},{"name":"lane","type":"string","doc":"bulk or realtime","default":"bulk"},{"name":"user_id","type":"string"},{"name":"channel","type":"string","doc":"email; later sms, push, webpush, line, webhook"},{"name":"policy","type":"string"},{"name":"attempt","type":"int","doc":"number of the attempt to be made, from 1"},{"name":"not_before","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"doc":"retries only","default":null},{"name":"requested_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"expires_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"content_hash","type":"bytes","doc":"SHA-256 of what is handed to the provider"},{"name":"renderer_version","type":"string"},{"name":"email","type":["null",{"type":"record","name":"Email","doc":"","fields":[{"name":"envelope_from","type":"string"},{"name":"to","type":"string"},{"name":"mime","type":"bytes"}]}],"default":null}]}`
+const schemaOfMessage = `{"type":"record","name":"Message","namespace":"hikyaku","doc":"a rendered message; on retries.<channel> with its next attempt","fields":[{"name":"message_id","type":{"type":"fixed","name":"Id128","size":16,"doc":"128-bit identity: the first 16 bytes of SHA-256 over length-prefixed fields; 32 hex digits in text"},"doc":"hash of namespace, campaign_id, occurrence, user_id and step"},{"name":"run_id","type":"Id128"},{"name":"campaign_id","type":"string"},{"name":"variant","type":"string","doc":"content variant; empty while campaigns have one","default":""},{"name":"step","type":"string","doc":"step of a campaign; empty while campaigns have none","default":""},{"name":"lane","type":"string","doc":"bulk or realtime","default":"bulk"},{"name":"user_id","type":"string"},{"name":"channel","type":"string","doc":"email; later sms, push, webpush, line, webhook"},{"name":"policy","type":"string"},{"name":"attempt","type":"int","doc":"number of the attempt to be made, from 1"},{"name":"not_before","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"doc":"retries only","default":null},{"name":"unanswered","type":"boolean","doc":"an earlier attempt got no answer: it may have reached the person","default":false},{"name":"requested_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"expires_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"content_hash","type":"bytes","doc":"SHA-256 of what is handed to the provider"},{"name":"renderer_version","type":"string"},{"name":"email","type":["null",{"type":"record","name":"Email","doc":"","fields":[{"name":"envelope_from","type":"string"},{"name":"to","type":"string"},{"name":"mime","type":"bytes"}]}],"default":null}]}`
 
 // Email is part of a record.
 type Email struct {

@@ -87,9 +87,12 @@ func interrupted(ctx context.Context, err error) bool {
 
 // decision is what becomes of a message now. Either wait, or away, or an outcome.
 type decision struct {
-	wait    bool
-	away    bool
-	retry   bool // a retry record goes before the outcome
+	wait  bool
+	away  bool
+	retry bool // a retry record goes before the outcome
+	// unanswered: the attempt may have succeeded.
+	unanswered bool
+
 	outcome string
 	reason  string
 	detail  string
@@ -140,7 +143,19 @@ func (out *output) afterCall(m *event.Message, reply smtp.Reply, err error) deci
 // only where a second copy is the lesser evil.
 func (out *output) unknown(m *event.Message, reason, detail string) decision {
 	if m.Policy == atLeastOnce && m.Attempt < out.attempts {
-		return decision{outcome: "deferred", reason: reason, detail: detail, retry: true}
+		return decision{outcome: "deferred", reason: reason, detail: detail, retry: true, unanswered: true}
 	}
 	return decision{outcome: "uncertain", reason: reason, detail: detail}
+}
+
+// sinceUnanswered is the decision about a message of which an earlier attempt may
+// have succeeded: that the last one did not, or was not made, says nothing of that.
+func sinceUnanswered(m *event.Message, d decision) decision {
+	switch d.outcome {
+	case "failed", "cancelled", "expired":
+		if m.Unanswered {
+			d.outcome = "uncertain"
+		}
+	}
+	return d
 }

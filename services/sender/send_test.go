@@ -58,7 +58,7 @@ func TestAfterCall(t *testing.T) {
 		{"lost before the message", "", 2, lost, decision{outcome: "deferred", reason: "connection_lost", retry: true}},
 		{"silent", "at_most_once", 1, silent, decision{outcome: "uncertain", reason: "no_answer"}},
 		{"silent, unknown policy", "?", 1, silent, decision{outcome: "uncertain", reason: "no_answer"}},
-		{"silent, at least once", "at_least_once", 1, silent, decision{outcome: "deferred", reason: "no_answer", retry: true}},
+		{"silent, at least once", "at_least_once", 1, silent, decision{outcome: "deferred", reason: "no_answer", retry: true, unanswered: true}},
 		{"silent, at least once, last attempt", "at_least_once", 3, silent, decision{outcome: "uncertain", reason: "no_answer"}},
 		{"away", "", 1, &smtp.Error{Stage: smtp.StageConnect, Err: errors.New("refused")}, decision{away: true}},
 		{"throttled", "", 1, reply(smtp.StageEnd, 454, "4.7.0 slow down"), decision{away: true}},

@@ -233,6 +233,29 @@ func TestAtLeastOnceAsksAgainWhenNoAnswerCame(t *testing.T) {
 	}, s.outcomes())
 }
 
+// Whoever was asked for once without an answer may have a copy, whatever is decided
+// afterwards: what was not sent again is not known not to have been sent.
+func TestWhatWasNeverAnsweredStaysUncertain(t *testing.T) {
+	s := newStage(t, fake.Script{End: func(to string, try int) string {
+		if try == 1 {
+			return fake.Drop
+		}
+		return "550 5.1.1 no such user"
+	}})
+	s.cfg.RetryBackoff = 1500 * time.Millisecond
+	s.start()
+	s.write(func(m *event.Message) { m.Policy = "at_least_once" }, "gone", "refused")
+	kafkatest.Consume[event.Outcome](t, s.k, topic.Outcomes, 2)
+	r, err := s.put.Record(topic.Engagements, "gone", &event.Engagement{UserID: "gone", Channel: "email", Kind: "unsubscribed", OccurredAt: time.Now().Add(time.Hour)})
+	require.NoError(t, err)
+	s.k.Produce(t, r)
+	require.Equal(t, map[string][]string{
+		"gone":    {"deferred 1 no_answer", "uncertain 2 unsubscribed"},
+		"refused": {"deferred 1 no_answer", "uncertain 2 5.1.1"},
+	}, s.outcomes())
+	require.Equal(t, 1, s.server.Tries("gone@example.test"))
+}
+
 // A connection that the server ends with 421, or without a word, costs nobody anything.
 func TestServerEndsConnectionsAsItLikes(t *testing.T) {
 	s := newStage(t, fake.Script{Mail: func(try int) string {

@@ -105,7 +105,7 @@ func rows[T any](d *drill, query string, fn func(T)) error {
 
 // gather asks everybody who knows: the books, ClickHouse, the mail server's index.
 func (d *drill) gather() (*facts, error) {
-	f := &facts{Policy: d.policy, Instances: d.instances, Audience: map[string]bool{}, Class: map[string]string{}, Mails: map[string]int{}, Unresolved: map[string]int{}}
+	f := &facts{Policy: d.policy, Instances: d.instances, Audience: map[string]bool{}, Class: map[string]string{}, Mails: map[string]int{}, Unresolved: map[string]int{}, LeftAt: map[string]bool{}}
 	if err := d.ask(&d.sheet, "balance", d.runID.String()); err != nil {
 		return nil, err
 	}
@@ -127,15 +127,21 @@ func (d *drill) gather() (*facts, error) {
 	}); err != nil {
 		return nil, err
 	}
-	if err := rows(d, "SELECT user_id, outcome, toUnixTimestamp64Micro(occurred_at) AS at, source_topic, source_partition, source_offset FROM outcomes WHERE run_id = "+run+
+	if err := rows(d, "SELECT user_id, outcome, reason, toUnixTimestamp64Micro(occurred_at) AS at, source_topic, source_partition, source_offset FROM outcomes WHERE run_id = "+run+
 		" AND (outcome = 'uncertain' OR reason IN ('sender_lost', 'no_answer'))", func(r struct {
 		UserID    string `json:"user_id"`
 		Outcome   string
+		Reason    string
 		At        int64
 		Topic     string `json:"source_topic"`
 		Partition int32  `json:"source_partition"`
 		Offset    int64  `json:"source_offset"`
 	}) {
+		if r.Reason != "sender_lost" && r.Reason != "no_answer" {
+			// Not asked again after a call without an answer, or refused then.
+			f.LeftAt[r.UserID] = true
+			return
+		}
 		f.Unresolved[r.UserID]++
 		if r.Outcome == "uncertain" {
 			f.Uncertain = append(f.Uncertain, uncertain{r.UserID, time.UnixMicro(r.At).Sub(d.began), place{r.Topic, r.Partition, r.Offset}})

@@ -40,8 +40,11 @@ type facts struct {
 	Uncertain []uncertain
 	// Unresolved is, per person, how often a call was asked without an answer being known.
 	Unresolved map[string]int
-	Incidents  []*incident
-	Instances  int // of the sender
+	// LeftAt are those for whom a call stays without an answer because no other was to
+	// be made, or the other was refused: they had unsubscribed, say.
+	LeftAt    map[string]bool
+	Incidents []*incident
+	Instances int // of the sender
 
 	Joined, JoinedKnown     int      // acknowledged over HTTP or imported while services died; found in ClickHouse
 	Lost                    []string // of them, who is not there
@@ -133,6 +136,7 @@ type verdict struct {
 	Missing        []string // people nobody can say anything about, or accepted without a mail
 	Strangers      []string // people with a mail that the books do not know of
 	Uncertain      int      // people whose class that is
+	Unasked        []string // those of them who should have been asked for again
 	Stray          int      // uncertain outcomes that no kill of a sender explains
 	Broken         []string // the bars that broke, in words
 }
@@ -160,8 +164,8 @@ func judge(f *facts, limit int) *verdict {
 		v.broke("%d people got a mail that the books do not show: %s", n, few(v.Strangers))
 	}
 	v.attribute(f, limit)
-	if !atMostOnce && v.Uncertain > 0 {
-		v.broke("%d people are uncertain under at_least_once, which asks again", v.Uncertain)
+	if n := len(v.Unasked); n > 0 {
+		v.broke("%d people are uncertain under at_least_once, which asks again: %s", n, few(v.Unasked))
 	}
 	if n := count(f.Class, "parked"); n > 0 {
 		v.broke("%d messages are parked though nothing was poisoned", n)
@@ -232,6 +236,9 @@ func (v *verdict) people(f *facts) {
 			v.Missing = append(v.Missing, person)
 		case "uncertain":
 			v.Uncertain++
+			if f.Policy != atMostOnce && !(f.LeftAt[person] && f.Unresolved[person] > 0) {
+				v.Unasked = append(v.Unasked, person)
+			}
 		case "accepted":
 			if f.Witnessed && f.Mails[person] == 0 {
 				v.Missing = append(v.Missing, person)
@@ -247,6 +254,7 @@ func (v *verdict) people(f *facts) {
 	}
 	sort.Strings(v.Missing)
 	sort.Strings(v.Strangers)
+	sort.Strings(v.Unasked)
 }
 
 // attribute puts every outcome uncertain to the death or pause of a sender that
