@@ -90,8 +90,8 @@ type decision struct {
 	wait  bool
 	away  bool
 	retry bool // a retry record goes before the outcome
-	// unanswered: the attempt may have succeeded.
-	unanswered bool
+	// unanswered: the attempt may have succeeded; refused: it did not, nor will another.
+	unanswered, refused bool
 
 	outcome string
 	reason  string
@@ -129,7 +129,7 @@ func (out *output) afterCall(m *event.Message, reply smtp.Reply, err error) deci
 	case smtp.Unknown:
 		return out.unknown(m, "no_answer", e.Error())
 	case smtp.Final:
-		return decision{outcome: "failed", reason: status, detail: detail}
+		return decision{outcome: "failed", reason: status, detail: detail, refused: true}
 	case smtp.Temporary:
 		if m.Attempt < out.attempts {
 			return decision{outcome: "deferred", reason: status, detail: detail, retry: true}
@@ -149,11 +149,12 @@ func (out *output) unknown(m *event.Message, reason, detail string) decision {
 }
 
 // sinceUnanswered is the decision about a message of which an earlier attempt may
-// have succeeded: that the last one did not, or was not made, says nothing of that.
+// have succeeded: that no other was made, or did not succeed for now, says nothing
+// of that. Who is refused for good now was not accepted a moment ago.
 func sinceUnanswered(m *event.Message, d decision) decision {
 	switch d.outcome {
 	case "failed", "cancelled", "expired":
-		if m.Unanswered {
+		if m.Unanswered && !d.refused {
 			d.outcome = "uncertain"
 		}
 	}

@@ -52,7 +52,7 @@ func TestAfterCall(t *testing.T) {
 		want    decision // without detail
 	}{
 		{"accepted", "", 1, nil, decision{outcome: "accepted", id: "X"}},
-		{"refused", "", 1, reply(smtp.StageRcpt, 550, "5.1.1 no"), decision{outcome: "failed", reason: "5.1.1"}},
+		{"refused", "", 1, reply(smtp.StageRcpt, 550, "5.1.1 no"), decision{outcome: "failed", reason: "5.1.1", refused: true}},
 		{"later", "", 1, reply(smtp.StageEnd, 451, "no"), decision{outcome: "deferred", reason: "451", retry: true}},
 		{"later, last attempt", "", 3, reply(smtp.StageEnd, 451, "no"), decision{outcome: "failed", reason: "retries_exhausted"}},
 		{"lost before the message", "", 2, lost, decision{outcome: "deferred", reason: "connection_lost", retry: true}},

@@ -240,18 +240,22 @@ func TestWhatWasNeverAnsweredStaysUncertain(t *testing.T) {
 		if try == 1 {
 			return fake.Drop
 		}
+		if strings.HasPrefix(to, "later") {
+			return "451 4.7.1 come back"
+		}
 		return "550 5.1.1 no such user"
 	}})
-	s.cfg.RetryBackoff = 1500 * time.Millisecond
+	s.cfg.RetryBackoff, s.cfg.RetryAttempts = 1500*time.Millisecond, 3
 	s.start()
-	s.write(func(m *event.Message) { m.Policy = "at_least_once" }, "gone", "refused")
-	kafkatest.Consume[event.Outcome](t, s.k, topic.Outcomes, 2)
+	s.write(func(m *event.Message) { m.Policy = "at_least_once" }, "gone", "refused", "later")
+	kafkatest.Consume[event.Outcome](t, s.k, topic.Outcomes, 3)
 	r, err := s.put.Record(topic.Engagements, "gone", &event.Engagement{UserID: "gone", Channel: "email", Kind: "unsubscribed", OccurredAt: time.Now().Add(time.Hour)})
 	require.NoError(t, err)
 	s.k.Produce(t, r)
 	require.Equal(t, map[string][]string{
 		"gone":    {"deferred 1 no_answer", "uncertain 2 unsubscribed"},
-		"refused": {"deferred 1 no_answer", "uncertain 2 5.1.1"},
+		"refused": {"deferred 1 no_answer", "failed 2 5.1.1"}, // for good, so the first was not accepted
+		"later":   {"deferred 1 no_answer", "deferred 2 4.7.1", "uncertain 3 retries_exhausted"},
 	}, s.outcomes())
 	require.Equal(t, 1, s.server.Tries("gone@example.test"))
 }

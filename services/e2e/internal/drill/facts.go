@@ -138,7 +138,7 @@ func (d *drill) gather() (*facts, error) {
 		Offset    int64  `json:"source_offset"`
 	}) {
 		if r.Reason != "sender_lost" && r.Reason != "no_answer" {
-			// Not asked again after a call without an answer, or refused then.
+			// Not asked again after a call without an answer.
 			f.LeftAt[r.UserID] = true
 			return
 		}

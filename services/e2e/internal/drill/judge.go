@@ -41,7 +41,7 @@ type facts struct {
 	// Unresolved is, per person, how often a call was asked without an answer being known.
 	Unresolved map[string]int
 	// LeftAt are those for whom a call stays without an answer because no other was to
-	// be made, or the other was refused: they had unsubscribed, say.
+	// be made: they had unsubscribed, say.
 	LeftAt    map[string]bool
 	Incidents []*incident
 	Instances int // of the sender
