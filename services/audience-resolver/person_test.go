@@ -174,6 +174,14 @@ func TestAnAbortedBatchIsDecidedAnew(t *testing.T) {
 	require.ElementsMatch(t, of[event.Run](b, topic.Runs, first), of[event.Run](b, topic.Runs, again))
 	require.Len(t, of[event.MessageRequest](b, topic.MessageRequestsBulk, again), 1, "not a repeat of what never happened")
 	require.Len(t, of[event.Run](b, topic.Runs, again), 2, "the scheduled run is begun, and the counters of the other")
+	b.Aborted()
+
+	person := []*kgo.Record{b.patch("ann"), b.candidate(run, "greeting", "ann")}
+	before := of[event.MessageRequest](b, topic.MessageRequestsBulk, b.decide(person...))
+	b.Aborted()
+	b.decide(b.tick("ann", t0.Add(time.Hour)))
+	b.Aborted()
+	require.Equal(t, before, of[event.MessageRequest](b, topic.MessageRequestsBulk, b.decide(person...)), "time is where it was")
 }
 
 // The second record of a person sees what the first one did.
