@@ -100,7 +100,7 @@ func Fetch(ctx context.Context, root string, log io.Writer) (string, error) {
 	}
 	defer os.RemoveAll(half)
 	var said bytes.Buffer
-	cmd := exec.CommandContext(ctx, mvn, "--batch-mode", "-Dstyle.color=never", "--no-transfer-progress", "--file", pom(root),
+	cmd := exec.CommandContext(ctx, mvn, "--batch-mode", "--no-transfer-progress", "--file", pom(root),
 		"dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory="+half)
 	cmd.Stdout = io.MultiWriter(&said, log)
 	cmd.Stderr = cmd.Stdout
