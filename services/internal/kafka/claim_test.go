@@ -585,21 +585,24 @@ func TestWindowBoundsWhatAKillCanLeaveUncertain(t *testing.T) {
 func TestRetriesWaitForTheirTimeAndBlockNobody(t *testing.T) {
 	t.Parallel()
 	k := kafkatest.Start(t)
-	due := time.Now().Add(1500 * time.Millisecond)
+	var early atomic.Int64
+	p := &provider{answer: func(_ context.Context, m *event.Message, _ int) (string, error) {
+		if m.NotBefore != nil && time.Now().Before(*m.NotBefore) {
+			early.Add(1)
+		}
+		return "accepted", nil
+	}}
+	send(t, k, p)
+	first := put(t, k, 1, func(_ int, m *event.Message) { m.UserID = "first" })
+	kafkatest.Eventually(t, func() bool { return p.asked()[first[0]] == 1 }, "the sender is not at work")
+	// Long, compared with what the others take once the sender is at work.
+	due := time.Now().Add(5 * time.Second)
 	retries := put(t, k, 8, func(i int, m *event.Message) {
 		m.UserID = fmt.Sprintf("later-%d", i)
 		m.NotBefore = &due
 		m.Attempt = 2
 	})
 	users := put(t, k, 40, nil)
-	var early atomic.Int64
-	p := &provider{answer: func(_ context.Context, m *event.Message, _ int) (string, error) {
-		if strings.HasPrefix(m.UserID, "later") && time.Now().Before(due) {
-			early.Add(1)
-		}
-		return "accepted", nil
-	}}
-	send(t, k, p)
 	kafkatest.Eventually(t, func() bool {
 		for _, u := range users {
 			if p.asked()[u] != 1 {
