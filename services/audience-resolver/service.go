@@ -39,9 +39,9 @@ import (
 // transaction is short and nothing waits long behind another.
 const maxPoll = 2000
 
-// fetchWait is how long records may wait for others, so that a batch of the
-// person loop is worth a transaction. It is a delay of every triggered message.
-const fetchWait = 25 * time.Millisecond
+// pace is how long records may wait for others, so that a batch of the person loop
+// is worth a transaction.
+const pace = 25 * time.Millisecond
 
 // Service is one instance of the resolver.
 type Service struct {
@@ -123,7 +123,7 @@ func (s *Service) Run(ctx context.Context) error {
 		defer stopBehind() // the tables end when the last loop has
 		work.Go(func() error {
 			return s.cluster.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupPersonLoop, Topics: topic.ReadBy(topic.GroupPersonLoop),
-				MaxPollRecords: maxPoll, FetchWait: fetchWait, KeepControlRecords: true, Transformer: person})
+				MaxPollRecords: maxPoll, Pace: pace, KeepControlRecords: true, Transformer: person})
 		})
 		work.Go(func() error {
 			return s.cluster.RunTransform(ctx, kafka.TransformOptions{Group: topic.GroupShardLoop, Topics: topic.ReadBy(topic.GroupShardLoop),

@@ -95,9 +95,8 @@ func (s *Service) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// fetchWait is how long records may wait for others on their way to the sink, which
-// gathers them for far longer.
-const fetchWait = 100 * time.Millisecond
+// pace is how often the sink looks for more to gather, which it does for far longer.
+const pace = 100 * time.Millisecond
 
 // quiet is how long nothing must come for the sink to gather no further: the end of
 // an import or of a run is in ClickHouse at once.
@@ -111,7 +110,7 @@ func (s *Service) runSink(ctx context.Context) error {
 	go s.watchClickHouse(watch)
 	return s.cluster.RunEffect(ctx, kafka.EffectOptions{
 		Group: topic.GroupSink, Topics: topic.ReadBy(topic.GroupSink),
-		MaxPollRecords: s.cfg.Sink.BatchRecords, MaxPollBytes: s.cfg.Sink.BatchMiB << 20, Linger: s.cfg.Sink.Linger, Quiet: quiet, FetchWait: fetchWait,
+		MaxPollRecords: s.cfg.Sink.BatchRecords, MaxPollBytes: s.cfg.Sink.BatchMiB << 20, Linger: s.cfg.Sink.Linger, Quiet: quiet, Pace: pace,
 		// The freshness barrier and the balance wait for this group to pass the
 		// markers of transactions.
 		KeepControlRecords: true,

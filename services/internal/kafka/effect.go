@@ -42,9 +42,9 @@ type EffectOptions struct {
 	Linger time.Duration
 	// Quiet ends Linger early when nothing has come for this long; 0 does not.
 	Quiet time.Duration
-	// FetchWait is how long the broker may hold records back until a fetch is
-	// worth its cost; 0 hands over each at once.
-	FetchWait time.Duration
+	// Pace is the least time between two of those polls, a part of Quiet: a fetch
+	// costs about the same with one record as with hundreds.
+	Pace time.Duration
 	// KeepControlRecords lets the committed offset pass transaction markers: for
 	// groups that the freshness barrier waits for.
 	KeepControlRecords bool
@@ -78,14 +78,13 @@ func (c *Cluster) RunEffect(ctx context.Context, o EffectOptions) error {
 		o:          o, component: component, ctx: ctx, work: work, producer: producer, wait: pollTimeout,
 		done: map[string]map[int32]kgo.EpochOffset{}, later: map[string]map[int32]time.Time{},
 	}
-	l.quiet = o.Quiet
+	l.quiet, l.between = o.Quiet, o.Pace
 	h := l.hooks()
 	h.gone = l.onGone
 	bounded, closer := closable(ctx)
 	cl, err := kgo.NewClient(join(
 		c.clientOptions(string(o.Group)),
 		c.groupOptions(o.Group, o.Topics, o.KeepControlRecords, h),
-		fetchWait(o.FetchWait),
 		[]kgo.Opt{kgo.WithHooks(l.membership), bounded},
 	)...)
 	if err != nil {

@@ -34,6 +34,8 @@ type membership struct {
 	stage *stage
 	end   context.CancelCauseFunc // ends the loop; the first cause wins
 	quiet time.Duration           // a window in which nothing comes for this long is over; 0 runs to its end
+	// between is the least time between two polls of a window, a part of quiet.
+	between time.Duration
 
 	client atomic.Pointer[kgo.Client]
 
@@ -254,9 +256,23 @@ func (m *membership) next(ctx context.Context, poll func(context.Context, int) k
 		ctx, cancel = context.WithTimeout(ctx, m.quiet)
 		defer cancel()
 	}
+	hold(ctx, m.between)
 	fetches = poll(ctx, max)
 	records, bytes = weigh(fetches)
 	return fetches, records, bytes
+}
+
+// hold waits for d, or until ctx ends.
+func hold(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 func weigh(fetches kgo.Fetches) (records, bytes int) {

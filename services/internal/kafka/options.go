@@ -107,20 +107,6 @@ type committedOffset struct {
 	metadata  string
 }
 
-// fetchWorth is the size of an answer for which a broker need not wait.
-const fetchWorth = 128 << 10
-
-// fetchWait lets the broker hold an answer back until it is worth its cost, but no
-// longer than wait. Otherwise a reader that keeps up is woken by every few
-// records: a fetch, a batch and a transaction cost about the same with one record
-// as with hundreds.
-func fetchWait(wait time.Duration) []kgo.Opt {
-	if wait <= 0 {
-		return nil
-	}
-	return []kgo.Opt{kgo.FetchMinBytes(fetchWorth), kgo.FetchMaxWait(wait)}
-}
-
 // groupOptions are those of every client that reads as a member of a group:
 // the loops of this package.
 func (c *Cluster) groupOptions(group topic.Group, topics []topic.Name, keepControlRecords bool, h groupHooks) []kgo.Opt {

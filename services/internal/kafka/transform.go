@@ -78,10 +78,10 @@ type TransformOptions struct {
 	// records later; 0 does not. For records that may become far larger than they
 	// are: a transaction must fit into memory, and end in time. The Transformer is then given its batch in parts, and must not be a Committer.
 	MaxOutputBytes int
-	// FetchWait is how long the broker may hold records back until a fetch is
-	// worth its cost; 0 hands over each at once. It delays a record that comes
-	// alone by as much.
-	FetchWait time.Duration
+	// Pace is the least time between the beginnings of two batches, unless the
+	// first was full: a batch and its transaction cost about the same with one
+	// record as with hundreds. A record that comes alone is not delayed.
+	Pace time.Duration
 }
 
 // partRecords is how many records are decided before the outputs are weighed.
@@ -137,6 +137,7 @@ type transformLoop struct {
 	work      context.Context // ends when the drain time is over
 	pause     *backoff
 	paused    map[string][]int32
+	began     time.Time // the last batch that was not full; zero for one that was
 
 	ownedMu sync.Mutex
 	owned   []int32 // given to Assigned and not to Revoked since
@@ -154,7 +155,6 @@ func (c *Cluster) transformSession(ctx, work context.Context, o TransformOptions
 		c.clientOptions(string(o.Group)), c.producerOptions(),
 		c.groupOptions(o.Group, o.Topics, o.KeepControlRecords, h),
 		c.transactionOptions(c.transactionalID(o.Group)),
-		fetchWait(o.FetchWait),
 		[]kgo.Opt{
 			kgo.WithHooks(l.membership), bounded,
 			// One batch for each partition of a transaction, not another for what was
@@ -200,17 +200,23 @@ func (l *transformLoop) turn() error {
 	defer l.letGo(l.sess.AllowRebalance)
 	defer l.applyPauses()
 	var batch, out []*kgo.Record
-	part, patience := l.o.MaxPollRecords, pollTimeout
+	part, patience, window := l.o.MaxPollRecords, pollTimeout, l.o.Window
+	if l.pace() {
+		window = max(window, afterPace)
+	}
 	if l.o.MaxOutputBytes > 0 {
 		part = min(part, partRecords)
 	}
 	polled := 0
 	for outBytes := 0; ; patience = time.Millisecond { // further parts are what has been fetched already
-		fetches := l.gather(l.ctx, l.sess.PollRecords, min(part, l.o.MaxPollRecords-polled), 0, l.o.Window, patience)
+		fetches := l.gather(l.ctx, l.sess.PollRecords, min(part, l.o.MaxPollRecords-polled), 0, window, patience)
 		if err := l.pollErrors(fetches); err != nil {
 			return err
 		}
 		records, n := l.c.data(fetches)
+		if polled == 0 && n > 0 {
+			l.began = time.Now()
+		}
 		polled += n
 		batch = append(batch, records...)
 		if len(records) > 0 {
@@ -235,7 +241,21 @@ func (l *transformLoop) turn() error {
 		l.c.tel.Health.Set(l.component, nil) // nothing is left of what was wrong
 		return nil
 	}
+	if polled >= l.o.MaxPollRecords {
+		l.began = time.Time{}
+	}
 	return l.commit(batch, out)
+}
+
+// afterPace is how long a poll waits for what has come during the pace: the client
+// has in hand what was there before it.
+const afterPace = 2 * time.Millisecond
+
+// pace waits until the next batch may begin, and reports whether it had to.
+func (l *transformLoop) pace() bool {
+	rest := l.o.Pace - time.Since(l.began)
+	hold(l.ctx, rest)
+	return rest > 0
 }
 
 // data returns the records to be handled, and the number of all: control records
