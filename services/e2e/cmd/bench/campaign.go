@@ -29,15 +29,15 @@ const (
 func campaign(ctx context.Context, root string, args []string) (*result, error) {
 	flags := flag.NewFlagSet("campaign", flag.ContinueOnError)
 	people := flags.Int("people", 20_000, "people in the audience")
-	connections := flags.Int("connections", 32, "SMTP connections of all senders together")
+	connections := flags.Int("connections", 32, "SMTP connections of each sender")
 	instances := flags.Int("instances", 1, "instances of each service, 1 to 4")
-	profiles := flags.String("profile", "", "directory for a CPU profile of every process, taken while sending")
+	profiles := flags.String("profile", "", "directory for a CPU profile of every process, taken while sending, and for the services' metrics")
 	keep := flags.Bool("keep", false, "keep the working directory and say where it is")
 	if err := flags.Parse(args); err != nil {
 		return nil, flag.ErrHelp
 	}
-	if *instances < 1 || *instances > 4 || *connections < *instances {
-		return nil, fmt.Errorf("%d instances with %d connections: 1 to 4 instances, and a connection for each sender", *instances, *connections)
+	if *instances < 1 || *instances > 4 || *connections < 1 {
+		return nil, fmt.Errorf("%d instances, %d connections: 1 to 4 instances, and at least a connection for each sender", *instances, *connections)
 	}
 	dir, err := os.MkdirTemp("", "hikyaku-bench-")
 	if err != nil {
@@ -83,7 +83,7 @@ type campaignBench struct {
 	profiles      string
 	children      *children
 	smtpAddr      string
-	index         *os.File          // the sink's, read as far as lines are counted
+	index         *os.File // the sink's, read as far as lines are counted
 	lines         int
 	telemetry     map[string]string // service's process to address
 	profiled      map[string]string // process to address of its profiles
@@ -126,7 +126,21 @@ func (b *campaignBench) run() (*result, error) {
 		r.CeilingOf = "smtp-source (Debian postfix) is not installed"
 	}
 	b.table(seconds, finished, ceiling, each)
-	return r, nil
+	return r, b.saveMetrics()
+}
+
+// saveMetrics puts what every service counts beside the profiles.
+func (b *campaignBench) saveMetrics() error {
+	if b.profiles == "" {
+		return nil
+	}
+	for name, a := range b.telemetry {
+		_, body := get("http://" + a + "/metrics")
+		if err := os.WriteFile(filepath.Join(b.profiles, name+".metrics"), body, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func dials(addr string) bool {
@@ -190,7 +204,7 @@ func (b *campaignBench) startPipeline() error {
 	b.children.env = map[string]string{
 		"KAFKA_BROKERS": addr["kafka"], "SCHEMA_REGISTRY_URL": "http://" + addr["registry"], "CLICKHOUSE_URL": "http://" + addr["clickhouse"],
 		"AWS_ENDPOINT_URL_S3": "http://" + addr["s3"], "AWS_ACCESS_KEY_ID": "hikyaku", "AWS_SECRET_ACCESS_KEY": "hikyaku-embedded", "AWS_REGION": "us-east-1", "S3_BUCKET": "hikyaku",
-		"SMTP_ADDR": b.smtpAddr, "SMTP_CONNECTIONS": strconv.Itoa(b.connections / b.instances), "TRACKING_URL": "http://127.0.0.1", // nobody clicks
+		"SMTP_ADDR": b.smtpAddr, "SMTP_CONNECTIONS": strconv.Itoa(b.connections), "TRACKING_URL": "http://127.0.0.1", // nobody clicks
 		"HIKYAKU_DATA": data, "ALLOW_INSECURE_DEFAULTS": "true", "POLL_INTERVAL": "200ms",
 	}
 	if out, err := b.command("provision"); err != nil {

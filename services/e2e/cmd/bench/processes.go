@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -173,12 +174,17 @@ func (c *children) watchMemory() (stop func() (peak float64, each map[string]flo
 	return func() (float64, map[string]float64) { close(quit); <-done; return peak, each }
 }
 
-// freeAddr is an address nobody listens on.
+// freeAddr is an address nobody listens on, below the ports that systems give to
+// whoever connects: it is still free when the program that is told to use it does.
 func freeAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	const first, last = 20_000, 32_000
+	var err error
+	for range 100 {
+		var l net.Listener
+		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(first+rand.IntN(last-first)))); err == nil {
+			defer l.Close()
+			return l.Addr().String(), nil
+		}
 	}
-	defer l.Close()
-	return l.Addr().String(), nil
+	return "", err
 }
