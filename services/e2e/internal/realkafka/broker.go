@@ -150,8 +150,8 @@ func (b *Broker) format(ctx context.Context) error {
 		return nil
 	}
 	var id [16]byte
-	_, _ = rand.Read(id[:]) // never fails
-	said, err := b.command(ctx, "kafka.tools.StorageTool", "format", "--cluster-id", base64.RawURLEncoding.EncodeToString(id[:]), "--config", b.properties()).CombinedOutput()
+	_, _ = rand.Read(id[:]) // never fails; it may begin with a dash, which is no option
+	said, err := b.command(ctx, "kafka.tools.StorageTool", "format", "--cluster-id="+base64.RawURLEncoding.EncodeToString(id[:]), "--config", b.properties()).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("formatting the storage of Apache Kafka in %s: %w\n%s", b.dir, err, said)
 	}
