@@ -54,10 +54,11 @@ What must hold, or the exit code is 1 and the bar is named:
   copies       nobody gets two under at_most_once; under at_least_once no more than the messages claimed and without an outcome at the kills
   missing      everybody in the audience is excluded with a reason or has an ending; who was accepted has a mail, and who has a mail
                is accepted or uncertain
-  uncertain    at most 128 for each kill or pause of a sender, none otherwise; none at all under at_least_once. (The embedded broker
-               forgets who was a member of a group, so its kill counts like one of every sender; Kafka's does not.)
+  uncertain    at most 128 for each kill or pause of a sender, none otherwise; under at_least_once only who was not to be asked for again,
+               having unsubscribed say. (The embedded broker forgets who was a member of a group, so its kill counts like one of
+               every sender; Kafka's does not.)
   balance      the resolver's counters and ClickHouse's count are equal in every class
-  back         each service is at work within 5 s of its restart: ready, and every loop has dealt with a record or has none waiting. What
+  back         each service is at work within 5 s (--back) of its restart: ready, and every loop has dealt with a record or has none waiting. What
                the stack was away is taken off, and the time in which another instance of that service hangs: Kafka shares out a
                group's work only when that one's session has ended
   acknowledged who joined or unsubscribed and was told so is found so; every file is imported to the end
@@ -82,6 +83,7 @@ type options struct {
 	policy, sabotage, indexOf string
 	seed                      uint64
 	keep                      bool
+	back                      time.Duration
 }
 
 func parse(args []string, getenv func(string) string, stderr io.Writer) (options, error) {
@@ -101,6 +103,7 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (options
 	flags.StringVar(&o.policy, "policy", atMostOnce, "at_most_once or at_least_once")
 	flags.StringVar(&o.sabotage, "sabotage", "", "break a `promise` (test builds): claim")
 	flags.StringVar(&o.indexOf, "index", "", "`file` with the recipients that a mail sink of your own (SMTP_ADDR) has seen")
+	flags.DurationVar(&o.back, "back", backWithin, "how soon a service must be back at work; a busy machine may need longer")
 	keepStack := flags.Bool("keep-stack", false, "do not kill the embedded stack")
 	flags.BoolVar(&o.keep, "keep", false, "keep the working directory and say where it is")
 	if err := flags.Parse(args); err != nil {

@@ -105,7 +105,7 @@ func rows[T any](d *drill, query string, fn func(T)) error {
 
 // gather asks everybody who knows: the books, ClickHouse, the mail server's index.
 func (d *drill) gather() (*facts, error) {
-	f := &facts{Policy: d.policy, Instances: d.instances, Audience: map[string]bool{}, Class: map[string]string{}, Mails: map[string]int{}, Unresolved: map[string]int{}, LeftAt: map[string]bool{}}
+	f := &facts{Policy: d.policy, Within: d.back, Instances: d.instances, Audience: map[string]bool{}, Class: map[string]string{}, Mails: map[string]int{}, Unresolved: map[string]int{}, LeftAt: map[string]bool{}}
 	if err := d.ask(&d.sheet, "balance", d.runID.String()); err != nil {
 		return nil, err
 	}

@@ -12,7 +12,8 @@ import (
 // two windows of 64 connections.
 const uncertainPerKill = 128
 
-// backWithin is how soon a service is back at work after its restart.
+// backWithin is how soon a service is back at work after its restart, if not told
+// otherwise.
 const backWithin = 5 * time.Second
 
 // settlesWithin is how long after a sender is back what it left behind may still be
@@ -22,7 +23,8 @@ const settlesWithin = 20 * time.Second
 // facts are what the drill found out; judge looks at nothing else.
 type facts struct {
 	Policy string
-	State  string // of the run
+	Within time.Duration // in which who was killed is to be back at work
+	State  string        // of the run
 	// Balanced is what the balance sheet says; Differences are its lines that differ.
 	Balanced    bool
 	Differences map[string]int64
@@ -177,7 +179,7 @@ func judge(f *facts, limit int) *verdict {
 		switch away := i.away(f.Incidents); {
 		case i.Back == 0:
 			v.broke("%s was not back at work after it was %s at %s%s", i.name(), i.Kind, clock(i.At), i.waited())
-		case away > backWithin:
+		case away > f.Within:
 			v.broke("%s was back at work only %.1f s after its restart at %s%s", i.name(), away.Seconds(), clock(i.Restart), i.waited())
 		}
 	}

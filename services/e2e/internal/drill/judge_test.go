@@ -16,7 +16,7 @@ import (
 func held() *facts {
 	lay := place{"messages.email.bulk", 3, 40}
 	return &facts{
-		Policy: atMostOnce, State: "finished", Balanced: true, Witnessed: true, Instances: 2,
+		Policy: atMostOnce, Within: backWithin, State: "finished", Balanced: true, Witnessed: true, Instances: 2,
 		Audience:   map[string]bool{"a": true, "b": true, "c": true, "d": true, "e": true},
 		Class:      map[string]string{"a": "accepted", "b": "accepted", "c": "excluded", "d": "failed", "e": "uncertain"},
 		Mails:      map[string]int{"a": 1, "b": 1, "e": 1},

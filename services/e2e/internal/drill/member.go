@@ -123,7 +123,7 @@ func (m *member) keep() {
 				next.Why = state.String() + ": " + process.LastLines(m.said(), 1)
 			}
 			if i != nil && next.Kind == crashed {
-				i.Again = m.d.since()-i.Restart < backWithin
+				i.Again = m.d.since()-i.Restart < m.d.back
 				i = nil
 			}
 			m.d.record(next)
