@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -333,15 +334,22 @@ type balance struct {
 	Balanced                                                                   bool
 }
 
+// ended waits for the end of a run for as long as it goes on.
 func (s *stack) ended(run string) balance {
 	s.t.Helper()
-	var b balance
-	s.eventually("the run has ended", func() bool {
-		b = balance{}
+	var last balance
+	for changed := time.Now(); ; time.Sleep(200 * time.Millisecond) {
+		var b balance
 		s.hikyaku(&b, "balance", run)
-		return b.State == "finished" || b.State == "cancelled" || b.State == "failed"
-	})
-	return b
+		switch {
+		case b.State == "finished", b.State == "cancelled", b.State == "failed":
+			return b
+		case !reflect.DeepEqual(b, last):
+			last, changed = b, time.Now()
+		case time.Since(changed) > deadline:
+			require.FailNow(s.t, "the run stands still", "%+v\n%s", b, s.overview())
+		}
+	}
 }
 
 func (s *stack) eventually(what string, done func() bool) {
