@@ -8,6 +8,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 	"github.com/twmb/franz-go/plugin/kprom"
 	"github.com/twmb/franz-go/plugin/kslog"
 
@@ -185,7 +187,14 @@ func closable(ctx context.Context) (option kgo.Opt, closer func(closeClient func
 
 // transactionOptions make a client transactional under <ns>.<id>.
 func (c *Cluster) transactionOptions(id string) []kgo.Opt {
+	// Transactions of version 2 (KIP-890) need no request to add a partition. Apache
+	// Kafka 4.3, killed before all of a commit's markers were written, then took the
+	// next transaction's records in front of a marker, refused the marker, and
+	// aborted in one partition what was committed in others.
+	versions := kversion.Tip()
+	versions.SetMaxKeyVersion(int16(kmsg.EndTxn), 4)
 	return []kgo.Opt{
+		kgo.MaxVersions(versions),
 		// The name is stable: whoever opens it fences its former self.
 		kgo.TransactionalID(c.cfg.Namespace + "." + id),
 		kgo.TransactionTimeout(TransactionTimeout),
