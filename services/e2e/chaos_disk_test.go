@@ -54,39 +54,16 @@ func (s *stack) child(service string, instance int, env ...string) *member {
 	dir, err := programs()
 	require.NoError(t, err)
 	m := &member{s: s, name: fmt.Sprintf("%s-%d", service, instance), telemetry: freeAddr(t)}
-	ctx, stop := context.WithCancel(context.Background())
-	over := make(chan struct{})
-	go func() {
-		defer close(over)
-		for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
-			cmd := exec.CommandContext(ctx, filepath.Join(dir, service))
-			cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-			cmd.WaitDelay = 15 * time.Second
-			cmd.Stderr = io.Writer(m)
-			for k, v := range s.env {
-				cmd.Env = append(cmd.Env, k+"="+v)
-			}
-			cmd.Env = append(append(cmd.Env, fmt.Sprintf("INSTANCE=%d", instance), "TELEMETRY_ADDR="+m.telemetry, "LOG_LEVEL=info"), env...)
-			err := cmd.Run()
-			if ctx.Err() != nil {
-				return
-			}
-			m.mu.Lock()
-			m.restarts = append(m.restarts, err)
-			m.mu.Unlock()
-			select {
-			case <-time.After(pause):
-			case <-ctx.Done():
-				return
-			}
+	m.supervise(5*time.Second, func(ctx context.Context) error {
+		cmd := exec.CommandContext(ctx, filepath.Join(dir, service))
+		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+		cmd.WaitDelay = 15 * time.Second
+		cmd.Stderr = io.Writer(m)
+		for k, v := range s.env {
+			cmd.Env = append(cmd.Env, k+"="+v)
 		}
-	}()
-	t.Cleanup(func() {
-		stop()
-		<-over
-		if t.Failed() {
-			t.Logf("%s ended by itself %d times: %v\n%s", m.name, len(m.ended()), m.ended(), tail(m.logged()))
-		}
+		cmd.Env = append(append(cmd.Env, fmt.Sprintf("INSTANCE=%d", instance), "TELEMETRY_ADDR="+m.telemetry, "LOG_LEVEL=info"), env...)
+		return cmd.Run()
 	})
 	return m
 }

@@ -24,16 +24,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/hikyaku/hikyaku/schemas/topic"
-	resolver "github.com/hikyaku/hikyaku/services/audience-resolver"
 	"github.com/hikyaku/hikyaku/services/console"
-	collector "github.com/hikyaku/hikyaku/services/event-collector"
-	"github.com/hikyaku/hikyaku/services/importer"
-	"github.com/hikyaku/hikyaku/services/internal/config"
 	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
-	"github.com/hikyaku/hikyaku/services/renderer"
-	"github.com/hikyaku/hikyaku/services/sender"
 )
 
 // outage is how long a test keeps something away; CHAOS_OUTAGE makes it longer,
@@ -157,39 +150,6 @@ func (m *member) ended() []error {
 	return append([]error(nil), m.restarts...)
 }
 
-// construct makes a service from its environment, as its main does.
-func construct(service string, env map[string]string, tel *telemetry.Telemetry) (lifecycle.Service, error) {
-	switch service {
-	case topic.Importer:
-		return constructed(env, tel, func(c importer.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
-			return importer.New(c, tel)
-		})
-	case topic.Resolver:
-		return constructed(env, tel, func(c resolver.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
-			return resolver.New(c, tel)
-		})
-	case topic.Renderer:
-		return constructed(env, tel, func(c renderer.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
-			return renderer.New(c, tel)
-		})
-	case topic.Sender:
-		return constructed(env, tel, func(c sender.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) { return sender.New(c, tel) })
-	case topic.Collector:
-		return constructed(env, tel, func(c collector.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
-			return collector.New(c, tel)
-		})
-	}
-	return nil, fmt.Errorf("there is no service %q", service)
-}
-
-func constructed[C any](env map[string]string, tel *telemetry.Telemetry, wire func(C, *telemetry.Telemetry) (lifecycle.Service, error)) (lifecycle.Service, error) {
-	cfg, err := config.Load[C](context.Background(), envconfig.MapLookuper(env))
-	if err != nil {
-		return nil, err
-	}
-	return wire(cfg, tel)
-}
-
 // member runs an instance of a service until the test ends. Changes are "NAME=value".
 func (s *stack) member(service string, instance int, changes ...string) *member {
 	t := s.t
@@ -204,13 +164,27 @@ func (s *stack) member(service string, instance int, changes ...string) *member 
 		name, value, _ := strings.Cut(change, "=")
 		env[name] = value
 	}
+	m.supervise(5*time.Second, func(ctx context.Context) error { return m.live(ctx, service, env) })
+	s.eventually(m.name+" begins", func() bool {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.now != nil
+	})
+	return m
+}
+
+// supervise lives one life after another until the test ends, which leaves the last
+// so long to drain.
+func (m *member) supervise(drain time.Duration, life func(context.Context) error) {
+	t := m.s.t
+	t.Helper()
 	cancellable, stop := context.WithCancel(context.Background())
-	ctx := lifecycle.WithDrain(cancellable, 5*time.Second)
+	ctx := lifecycle.WithDrain(cancellable, drain)
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
 		for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
-			err := m.live(ctx, service, env)
+			err := life(ctx)
 			if ctx.Err() != nil {
 				return
 			}
@@ -231,12 +205,6 @@ func (s *stack) member(service string, instance int, changes ...string) *member 
 			t.Logf("%s ended by itself %d times: %v\n%s", m.name, len(m.ended()), m.ended(), tail(m.logged()))
 		}
 	})
-	s.eventually(m.name+" begins", func() bool {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		return m.now != nil
-	})
-	return m
 }
 
 // live is one life of a member.

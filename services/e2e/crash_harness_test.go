@@ -29,6 +29,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/config"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
+	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
 )
 
 // mortal builds the programs that can be told to die at a crash point, once for
@@ -110,13 +111,11 @@ func newLane(root, t *testing.T, s *stack) *lane {
 	l.kafka, err = kgo.NewClient(kgo.SeedBrokers(inner.brokers...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	require.NoError(t, err)
 	l.admin = kadm.NewClient(l.kafka)
-	last := inner
-	last.t = root
 	root.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), deadline)
 		defer cancel()
 		_ = l.db.Exec(ctx, "DROP DATABASE IF EXISTS "+l.db.Database()) // so that many lanes do not weigh
-		last.removeNamespace()
+		kafkatest.Remove(root, inner.brokers, inner.namespace)
 		l.kafka.Close()
 		l.db.Close()
 	})

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -27,14 +28,45 @@ import (
 	"github.com/hikyaku/hikyaku/services/sender"
 )
 
-// build makes a service from the stack's environment, as its main does.
-func build[C any](t *testing.T, s *stack, name string, wire func(C, *telemetry.Telemetry) (lifecycle.Service, error)) lifecycle.Service {
-	t.Helper()
-	cfg, err := config.Load[C](context.Background(), envconfig.MapLookuper(s.env))
-	require.NoError(t, err, name)
-	svc, err := wire(cfg, telemetry.New(name, telemetry.Config{LogLevel: slog.LevelWarn, LogFormat: "text"}, testLog{t}))
-	require.NoError(t, err, name)
+// service makes a service from the stack's environment, which logs to the test.
+func (s *stack) service(name string) lifecycle.Service {
+	s.t.Helper()
+	svc, err := construct(name, s.env, telemetry.New(name, telemetry.Config{LogLevel: slog.LevelWarn, LogFormat: "text"}, testLog{s.t}))
+	require.NoError(s.t, err, name)
 	return svc
+}
+
+// construct makes a service from its environment, as its main does.
+func construct(service string, env map[string]string, tel *telemetry.Telemetry) (lifecycle.Service, error) {
+	switch service {
+	case topic.Importer:
+		return constructed(env, tel, func(c importer.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
+			return importer.New(c, tel)
+		})
+	case topic.Resolver:
+		return constructed(env, tel, func(c resolver.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
+			return resolver.New(c, tel)
+		})
+	case topic.Renderer:
+		return constructed(env, tel, func(c renderer.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
+			return renderer.New(c, tel)
+		})
+	case topic.Sender:
+		return constructed(env, tel, func(c sender.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) { return sender.New(c, tel) })
+	case topic.Collector:
+		return constructed(env, tel, func(c collector.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
+			return collector.New(c, tel)
+		})
+	}
+	return nil, fmt.Errorf("there is no service %q", service)
+}
+
+func constructed[C any](env map[string]string, tel *telemetry.Telemetry, wire func(C, *telemetry.Telemetry) (lifecycle.Service, error)) (lifecycle.Service, error) {
+	cfg, err := config.Load[C](context.Background(), envconfig.MapLookuper(env))
+	if err != nil {
+		return nil, err
+	}
+	return wire(cfg, tel)
 }
 
 type testLog struct{ t *testing.T }
@@ -71,28 +103,14 @@ func (s *stack) services() {
 	t := s.t
 	t.Helper()
 	ctx, stop := context.WithCancel(lifecycle.WithDrain(context.Background(), lifecycle.DefaultDrain))
-	ended := make(chan error, 5)
-	all := map[string]lifecycle.Service{
-		topic.Importer: build(t, s, topic.Importer, func(c importer.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
-			return importer.New(c, tel)
-		}),
-		topic.Resolver: build(t, s, topic.Resolver, func(c resolver.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
-			return resolver.New(c, tel)
-		}),
-		topic.Renderer: build(t, s, topic.Renderer, func(c renderer.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
-			return renderer.New(c, tel)
-		}),
-		topic.Sender: build(t, s, topic.Sender, func(c sender.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) { return sender.New(c, tel) }),
-		topic.Collector: build(t, s, topic.Collector, func(c collector.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
-			return collector.New(c, tel)
-		}),
-	}
-	for _, svc := range all {
+	ended := make(chan error, len(serviceNames))
+	for _, name := range serviceNames {
+		svc := s.service(name)
 		go func() { ended <- svc.Run(ctx) }()
 	}
 	t.Cleanup(func() {
 		stop()
-		for range all {
+		for range serviceNames {
 			require.NoError(t, <-ended)
 		}
 	})

@@ -19,16 +19,11 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
-	resolver "github.com/hikyaku/hikyaku/services/audience-resolver"
 	"github.com/hikyaku/hikyaku/services/console"
-	collector "github.com/hikyaku/hikyaku/services/event-collector"
-	"github.com/hikyaku/hikyaku/services/importer"
 	"github.com/hikyaku/hikyaku/services/internal/config"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
-	"github.com/hikyaku/hikyaku/services/renderer"
-	"github.com/hikyaku/hikyaku/services/sender"
 )
 
 // bench is a stack whose services are started one by one, so that what lies between
@@ -64,27 +59,7 @@ func (b *bench) up(names ...string) {
 	t := b.t
 	t.Helper()
 	for _, name := range names {
-		var svc lifecycle.Service
-		switch name {
-		case topic.Importer:
-			svc = build(t, b.stack, name, func(c importer.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
-				return importer.New(c, tel)
-			})
-		case topic.Resolver:
-			svc = build(t, b.stack, name, func(c resolver.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
-				return resolver.New(c, tel)
-			})
-		case topic.Renderer:
-			svc = build(t, b.stack, name, func(c renderer.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
-				return renderer.New(c, tel)
-			})
-		case topic.Sender:
-			svc = build(t, b.stack, name, func(c sender.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) { return sender.New(c, tel) })
-		case topic.Collector:
-			svc = build(t, b.stack, name, func(c collector.Config, tel *telemetry.Telemetry) (lifecycle.Service, error) {
-				return collector.New(c, tel)
-			})
-		}
+		svc := b.service(name)
 		ctx, stop := context.WithCancel(lifecycle.WithDrain(context.Background(), lifecycle.DefaultDrain))
 		ended := make(chan error, 1)
 		go func() { ended <- svc.Run(ctx) }()

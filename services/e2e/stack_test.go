@@ -31,6 +31,7 @@ import (
 	"github.com/hikyaku/hikyaku/deploy/embedded/outbox"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/console"
+	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
 )
 
 // deadline is how long a test waits for anything; it is long because the
@@ -77,7 +78,7 @@ func startStackOn(t *testing.T, brokers string) *stack {
 	s := &stack{t: t, env: maps.Clone(e.Env()), namespace: newNamespace(), folder: e.S3Folder, outbox: e.OutboxDir}
 	if brokers != "" {
 		s.env["KAFKA_BROKERS"] = brokers
-		t.Cleanup(s.removeNamespace)
+		t.Cleanup(func() { kafkatest.Remove(t, s.brokers, s.namespace) })
 	}
 	s.brokers = strings.Split(s.env["KAFKA_BROKERS"], ",")
 	maps.Copy(s.env, map[string]string{
@@ -90,30 +91,6 @@ func startStackOn(t *testing.T, brokers string) *stack {
 // newNamespace is a name that no other test has, in this process or another.
 func newNamespace() string {
 	return "e2e-" + strings.ToLower(rand.Text()[:10])
-}
-
-// removeNamespace frees what the test leaves on a broker that goes on: topics
-// and groups. What cannot be removed is said, not failed.
-func (s *stack) removeNamespace() {
-	ctx, cancel := context.WithTimeout(context.Background(), deadline)
-	defer cancel()
-	cl, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
-	require.NoError(s.t, err)
-	defer cl.Close()
-	adm := kadm.NewClient(cl)
-	var topics, groups []string
-	for _, t := range topic.Catalogue() {
-		topics = append(topics, t.Name.In(s.namespace))
-		for _, g := range t.Readers {
-			groups = append(groups, g.In(s.namespace))
-		}
-	}
-	slices.Sort(groups)
-	_, topicsErr := adm.DeleteTopics(ctx, topics...)
-	_, groupsErr := adm.DeleteGroups(ctx, slices.Compact(groups)...)
-	if err := errors.Join(topicsErr, groupsErr); err != nil {
-		s.t.Logf("namespace %s stays: %v", s.namespace, err)
-	}
 }
 
 const free = "127.0.0.1:0"
