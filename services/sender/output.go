@@ -31,12 +31,12 @@ type output struct {
 // in the other order a crash between them would lose the message.
 func (out *output) settle(r *kgo.Record, m *event.Message, d decision) (kafka.Outputs, error) {
 	now := out.now()
-	d = sinceUnanswered(m, d)
+	unanswered := m.Unanswered || d.unanswered
 	var groups kafka.Outputs
 	if d.retry {
 		again := *m
 		again.Attempt++
-		again.Unanswered = m.Unanswered || d.unanswered
+		again.Unanswered = unanswered
 		at := now.Add(pause(out.backoff, m.MessageID, m.Attempt))
 		if !m.ExpiresAt.IsZero() && at.After(m.ExpiresAt) {
 			at = m.ExpiresAt // nobody waits for what will only be found expired
@@ -45,12 +45,15 @@ func (out *output) settle(r *kgo.Record, m *event.Message, d decision) (kafka.Ou
 		retry, err := out.cluster.Record(topic.RetriesEmail, m.UserID, &again)
 		switch {
 		case errors.Is(err, kafka.ErrTooLarge):
-			d = sinceUnanswered(&again, decision{outcome: "failed", reason: "too_large_to_retry", detail: d.detail})
+			d = decision{outcome: "failed", reason: "too_large_to_retry", detail: d.detail}
 		case err != nil:
 			return nil, fmt.Errorf("writing the retry of message %s: %w", m.MessageID, err)
 		default:
 			groups = append(groups, []*kgo.Record{retry})
 		}
+	}
+	if unanswered {
+		d = sinceUnanswered(d)
 	}
 	o, err := out.cluster.Record(topic.Outcomes, m.UserID, &event.Outcome{
 		OutcomeID: identity.Outcome(m.MessageID, d.outcome, m.Attempt, ""),

@@ -151,10 +151,10 @@ func (out *output) unknown(m *event.Message, reason, detail string) decision {
 // sinceUnanswered is the decision about a message of which an earlier attempt may
 // have succeeded: that no other was made, or did not succeed for now, says nothing
 // of that. Who is refused for good now was not accepted a moment ago.
-func sinceUnanswered(m *event.Message, d decision) decision {
+func sinceUnanswered(d decision) decision {
 	switch d.outcome {
 	case "failed", "cancelled", "expired":
-		if m.Unanswered && !d.refused {
+		if !d.refused {
 			d.outcome = "uncertain"
 		}
 	}

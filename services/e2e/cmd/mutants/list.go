@@ -131,8 +131,8 @@ func mutants() []mutant {
 		{"I10", "not knowing outranks an answer", resolver + "/internal/ledger/ledger.go",
 			"	case Uncertain:\n		return 0, true", "	case Uncertain:\n		return 4, true",
 			resolver, "./internal/ledger", "TestClassOfAMessage"},
-		{"I10", "who was never answered counts as not sent to", "services/sender/send.go",
-			"		if m.Unanswered && !d.refused {", "		if false {",
+		{"I10", "who was never answered counts as not sent to", "services/sender/output.go",
+			"	if unanswered {", "	if false {",
 			"services/sender", ".", "TestWhatWasNeverAnsweredStaysUncertain"},
 	}
 }
