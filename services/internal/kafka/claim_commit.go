@@ -240,5 +240,3 @@ func (l *claimLoop) refused(err error) {
 		l.fail(fault.Fatal(err))
 	}
 }
-
-func (b *backoff) grow() { b.next = min(2*b.next, 5*time.Second) }

@@ -228,11 +228,19 @@ func newBackoff() *backoff { return &backoff{100 * time.Millisecond} }
 
 func (b *backoff) reset() { b.next = 100 * time.Millisecond }
 
-// wait pauses and reports false when ctx ended or stop was closed meanwhile.
+func (b *backoff) grow() { b.next = min(2*b.next, 5*time.Second) }
+
+// wait is waitFor the next pause; the one after it is longer.
 func (b *backoff) wait(ctx context.Context, stop <-chan struct{}) bool {
-	timer := time.NewTimer(b.next)
+	d := b.next
+	b.grow()
+	return waitFor(ctx, d, stop)
+}
+
+// waitFor pauses for d and reports false when ctx ended or stop was closed meanwhile.
+func waitFor(ctx context.Context, d time.Duration, stop <-chan struct{}) bool {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
-	b.next = min(2*b.next, 5*time.Second)
 	select {
 	case <-timer.C:
 		return true

@@ -256,23 +256,10 @@ func (m *membership) next(ctx context.Context, poll func(context.Context, int) k
 		ctx, cancel = context.WithTimeout(ctx, m.quiet)
 		defer cancel()
 	}
-	hold(ctx, m.between)
+	waitFor(ctx, m.between, nil)
 	fetches = poll(ctx, max)
 	records, bytes = weigh(fetches)
 	return fetches, records, bytes
-}
-
-// hold waits for d, or until ctx ends.
-func hold(ctx context.Context, d time.Duration) {
-	if d <= 0 {
-		return
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }
 
 func weigh(fetches kgo.Fetches) (records, bytes int) {

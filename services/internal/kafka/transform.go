@@ -254,7 +254,7 @@ const afterPace = 2 * time.Millisecond
 // pace waits until the next batch may begin, and reports whether it had to.
 func (l *transformLoop) pace() bool {
 	rest := l.o.Pace - time.Since(l.began)
-	hold(l.ctx, rest)
+	waitFor(l.ctx, rest, nil)
 	return rest > 0
 }
 
@@ -425,8 +425,7 @@ func (l *transformLoop) wasReplaced(err error) bool {
 			return true
 		}
 		if looks > 1 {
-			pause := backoff{250 * time.Millisecond}
-			pause.wait(l.work, l.ctx.Done())
+			waitFor(l.work, 250*time.Millisecond, l.ctx.Done())
 		}
 	}
 	return false
