@@ -129,11 +129,8 @@ func Open(ctx context.Context, o Options) (_ *Broker, err error) {
 		return nil, fmt.Errorf("opening kafka: %w", err)
 	}
 	if !clean {
-		if orphans, err = openTransactions(o.Dir); err != nil {
-			return nil, fmt.Errorf("opening kafka: looking for open transactions: %w", err)
-		}
-		if err = restoreSequences(o.Dir); err != nil {
-			return nil, fmt.Errorf("opening kafka: restoring the producers' sequences: %w", err)
+		if orphans, err = restoreProducers(o.Dir); err != nil {
+			return nil, fmt.Errorf("opening kafka: reading what the killed broker knew of its producers: %w", err)
 		}
 	}
 

@@ -1,10 +1,12 @@
 package kafka
 
 import (
+	"bufio"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"net/url"
@@ -14,6 +16,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // This file reads and writes kfake's own files: partitions/<topic>-<n>/ with
@@ -79,82 +83,62 @@ func segmentPath(path string, base int64, suffix string) string {
 	return filepath.Join(path, strconv.FormatInt(base, 10)+suffix)
 }
 
-// openTransaction is a producer whose records in a partition have no marker.
-type openTransaction struct {
-	topic      string
-	partition  int32
-	producerID int64
-	epoch      int16
-}
-
-// openTransactions reads the batch headers of every partition. It is called
-// after a kill, before the broker starts.
-func openTransactions(dir string) ([]openTransaction, error) {
-	var out []openTransaction
-	err := eachPartition(dir, func(path, topic string, partition int32) error {
-		bases, err := segments(path)
-		if err != nil {
-			return err
-		}
-		open := map[int64]int16{} // producer id to epoch
-		for _, base := range bases {
-			if err := scanSegment(path, base, open); err != nil {
-				return err
-			}
-		}
-		for id, epoch := range open {
-			out = append(out, openTransaction{topic, partition, id, epoch})
-		}
-		return nil
-	})
-	return out, err
-}
-
 // Places in a record batch (version 2) and in an index entry.
 const (
-	batchHeaderBytes = 61
 	batchLengthAt    = 8 // counts what follows it
-	batchAttrsAt     = 21
-	batchProducerAt  = 43
-	batchEpochAt     = 51
 	batchBeforeCount = 12
+	batchAttrsAt     = 21 // its checksum is over this and what follows
 	attrControl      = 0x20
 	indexEntryBytes  = 15
 	indexFlagsAt     = 14
 	indexFlagInTx    = 1
 )
 
-func scanSegment(path string, base int64, open map[int64]int16) error {
+// eachBatch calls fn for the batches of a segment file, and says which of them
+// its index has as part of a transaction. What follows a torn or damaged batch
+// is left out, as the broker cuts it off. A batch's records are gone after fn.
+func eachBatch(path string, base int64, fn func(b *kmsg.RecordBatch, inTx bool)) error {
 	f, err := os.Open(segmentPath(path, base, ".dat"))
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
 	index, err := os.ReadFile(segmentPath(path, base, ".idx"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	var head [batchHeaderBytes]byte
-	for at := int64(0); ; {
-		if _, err := f.ReadAt(head[:], at); err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil // the end, or a torn batch that the broker cuts off
-			}
+	castagnoli := crc32.MakeTable(crc32.Castagnoli)
+	r := bufio.NewReaderSize(f, 64<<10)
+	raw := []byte{}
+	for left := info.Size(); left >= batchBeforeCount; left -= int64(len(raw)) {
+		head, err := r.Peek(batchBeforeCount)
+		if err != nil {
 			return err
 		}
-		attrs := binary.BigEndian.Uint16(head[batchAttrsAt:])
-		id := int64(binary.BigEndian.Uint64(head[batchProducerAt:]))
-		switch {
-		case attrs&attrControl != 0:
-			delete(open, id)
-		case len(index) >= indexEntryBytes && index[indexFlagsAt]&indexFlagInTx != 0:
-			open[id] = int16(binary.BigEndian.Uint16(head[batchEpochAt:]))
+		size := batchBeforeCount + int(binary.BigEndian.Uint32(head[batchLengthAt:]))
+		if int64(size) > left {
+			return nil
 		}
+		raw = slices.Grow(raw[:0], size)[:size]
+		if _, err := io.ReadFull(r, raw); err != nil {
+			return err
+		}
+		var b kmsg.RecordBatch
+		if b.UnsafeReadFrom(raw) != nil || crc32.Checksum(raw[batchAttrsAt:], castagnoli) != uint32(b.CRC) {
+			return nil
+		}
+		inTx := false
 		if len(index) >= indexEntryBytes {
+			inTx = index[indexFlagsAt]&indexFlagInTx != 0
 			index = index[indexEntryBytes:]
 		}
-		at += batchBeforeCount + int64(binary.BigEndian.Uint32(head[batchLengthAt:]))
+		fn(&b, inTx)
 	}
+	return nil
 }
 
 // rememberEmptied is the form for a stopped broker: it takes the end from the
@@ -211,7 +195,7 @@ func plantEnd(path string, end int64) error {
 		BaseOffset int64 `json:"base_offset"`
 		Size       int64 `json:"size"`
 	}
-	snapshot, err := json.Marshal(struct {
+	if err := replaceJSON(filepath.Join(path, "snapshot.json"), struct {
 		Version          int           `json:"version"`
 		HighWatermark    int64         `json:"high_watermark"`
 		LastStableOffset int64         `json:"last_stable_offset"`
@@ -220,15 +204,7 @@ func plantEnd(path string, end int64) error {
 		MaxTimestamp     int64         `json:"max_timestamp"`
 		CreatedAt        time.Time     `json:"created_at"`
 		Segments         []segmentInfo `json:"segments"`
-	}{1, end, end, end, 0, -1, time.Now(), []segmentInfo{{end, 0}}})
-	if err != nil {
-		return err
-	}
-	temporary := filepath.Join(path, "snapshot.json.tmp")
-	if err := os.WriteFile(temporary, snapshot, 0o644); err != nil {
-		return err
-	}
-	if err := os.Rename(temporary, filepath.Join(path, "snapshot.json")); err != nil {
+	}{1, end, end, end, 0, -1, time.Now(), []segmentInfo{{end, 0}}}); err != nil {
 		return err
 	}
 	segment, err := os.OpenFile(segmentPath(path, end, ".dat"), os.O_CREATE|os.O_WRONLY, 0o644)
@@ -236,4 +212,16 @@ func plantEnd(path string, end int64) error {
 		return err
 	}
 	return segment.Close()
+}
+
+// replaceJSON writes a file that is at no time half a one.
+func replaceJSON(path string, content any) error {
+	text, err := json.Marshal(content)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".tmp", text, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(path+".tmp", path)
 }

@@ -117,3 +117,30 @@ func TestATornBatchIsTakenAgain(t *testing.T) {
 	assert.EqualValues(t, 1, at)
 	assert.EqualValues(t, 2, endOffset(t, addr, "shop.events"))
 }
+
+// The broker cuts off a marker of which only a part was written. What it was to
+// end is open then, and the marker of the next transaction must not cover it.
+func TestATransactionWithATornMarkerIsAborted(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	addr, kill := startChild(t, dir)
+	createTopic(t, addr, "shop.events", nil)
+	commit := func(keyValue string) {
+		tx := client(t, addr, kgo.TransactionalID("shop.renderer-0"))
+		require.NoError(t, tx.BeginTransaction())
+		produce(t, tx, "shop.events", keyValue)
+		require.NoError(t, tx.EndTransaction(within(t), kgo.TryCommit))
+	}
+	commit("a=torn")
+	kill()
+	log := filepath.Join(dir, "partitions", "shop.events-0", "0.dat")
+	info, err := os.Stat(log)
+	require.NoError(t, err)
+	require.NoError(t, os.Truncate(log, info.Size()-5))
+
+	addr, kill = startChild(t, dir)
+	commit("b=2")
+	kill()
+	addr, _ = startChild(t, dir)
+	assert.Equal(t, []string{"b=2"}, committed(t, addr, "shop.events"))
+}
