@@ -158,21 +158,48 @@ func (v Value) Any() any {
 	return nil
 }
 
-// MarshalJSON writes times as RFC 3339 strings, JSON as it is, and a Float so
-// that it is read as one again: 1.0.
-func (v Value) MarshalJSON() ([]byte, error) {
+// MarshalJSON is AppendJSON.
+func (v Value) MarshalJSON() ([]byte, error) { return v.AppendJSON(nil) }
+
+// AppendJSON appends the value as JSON: times as RFC 3339 strings, JSON as it
+// is, and a Float so that it is read as one again: 1.0. Its errors are about
+// values that JSON cannot hold: NaN, infinities, years beyond 9999, JSON text
+// that is not JSON; then it returns b as it was.
+func (v Value) AppendJSON(b []byte) ([]byte, error) {
 	switch v.kind {
-	case KindJSON:
-		return []byte(v.text), nil
+	case KindBool:
+		return strconv.AppendBool(b, v.Bool()), nil
+	case KindInt:
+		return strconv.AppendInt(b, v.Int(), 10), nil
 	case KindFloat:
 		n, err := floatText(v.Float())
-		return []byte(n), err
+		return append(b, n...), err
+	case KindString:
+		return appendText(b, v.text), nil
+	case KindTime:
+		at, err := v.Time().MarshalJSON()
+		if err != nil {
+			return b, fmt.Errorf("writing time value as JSON: %w", err)
+		}
+		return append(b, at...), nil
+	case KindJSON:
+		if !json.Valid([]byte(v.text)) {
+			return b, errors.New("writing json value: its text is not JSON")
+		}
+		return append(b, v.text...), nil
 	}
-	b, err := json.Marshal(v.Any())
-	if err != nil {
-		return nil, fmt.Errorf("writing %s value as JSON: %w", v.kind, err)
+	return append(b, "null"...), nil
+}
+
+// appendText writes what json.Marshal writes; most texts need no escape.
+func appendText(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			quoted, _ := json.Marshal(s) // a string always can be
+			return append(b, quoted...)
+		}
 	}
-	return b, nil
+	return append(append(append(b, '"'), s...), '"')
 }
 
 // UnmarshalJSON is FromJSON; a time comes back as a string.

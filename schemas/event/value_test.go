@@ -111,6 +111,32 @@ func TestJSONKeepsValues(t *testing.T) {
 	})
 }
 
+func TestAppendedValuesAreWhatEncodingJSONWrites(t *testing.T) {
+	t.Parallel()
+	rest := []byte("before ")
+	for _, s := range []string{"", "plain", "two words", `"quoted"`, `back\\slash`, "<b>&</b>", "東京", "line\nbreak", "\x00\x1f\x7f", "\xff", "\u2028"} {
+		want, err := json.Marshal(s)
+		require.NoError(t, err)
+		got, err := event.String(s).AppendJSON(rest)
+		require.NoError(t, err)
+		require.Equal(t, "before "+string(want), string(got))
+	}
+	for _, v := range []event.Value{event.Null(), event.Bool(true), event.Bool(false), event.Int(0), event.Int(math.MinInt64), event.Int(math.MaxInt64), event.Float(4.15), event.Float(1e-9), event.Time(time.Unix(0, 1000)), event.JSON(`{"a":[1,null]}`)} {
+		want, err := json.Marshal(v.Any())
+		require.NoError(t, err)
+		got, err := v.AppendJSON(rest)
+		require.NoError(t, err)
+		require.Equal(t, "before "+string(want), string(got))
+	}
+	for _, v := range []event.Value{event.Float(math.NaN()), event.Float(math.Inf(-1)), event.Time(time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)), event.JSON(`{"a":`), event.JSON("")} {
+		got, err := v.AppendJSON(rest)
+		require.Error(t, err)
+		require.Equal(t, rest, got)
+		_, err = json.Marshal(v)
+		require.Error(t, err)
+	}
+}
+
 func FuzzFromJSON(f *testing.F) {
 	for _, s := range []string{`{"a":[1,2.50,-0.0,1e2,"é"],"b":null}`, `"a\u0000"`, `-1`, `1E400`, `[[[[]]]]`} {
 		f.Add([]byte(s))

@@ -2,10 +2,8 @@ package sink
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"math"
-	"strconv"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
@@ -135,43 +133,25 @@ func (t *table[T, P]) forget() {
 func (t *table[T, P]) String() string { return t.name }
 
 // object writes values as a JSON object in the order that the record has them.
-// What JSON cannot hold becomes null, as in the views over typed maps: a row
-// that cannot be read as JSON would make every question about its table fail.
 func object(values []event.NamedValue) string {
 	b := []byte{'{'}
 	for i := range values {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = append(appendText(b, values[i].Name), ':')
+		b = append(appendValue(b, event.String(values[i].Name)), ':')
 		b = appendValue(b, values[i].Value)
 	}
 	return string(append(b, '}'))
 }
 
+// appendValue writes null for what JSON cannot hold, as in the views over typed
+// maps: a row that cannot be read as JSON would make every question about its
+// table fail.
 func appendValue(b []byte, v event.Value) []byte {
-	switch v.Kind() {
-	case event.KindString:
-		return appendText(b, v.Text())
-	case event.KindInt:
-		return strconv.AppendInt(b, v.Int(), 10)
-	case event.KindBool:
-		return strconv.AppendBool(b, v.Bool())
+	b, err := v.AppendJSON(b)
+	if err != nil {
+		return append(b, "null"...)
 	}
-	value, err := v.MarshalJSON()
-	if err != nil || !json.Valid(value) {
-		value = []byte("null")
-	}
-	return append(b, value...)
-}
-
-// appendText writes what json.Marshal writes; most texts need no escape.
-func appendText(b []byte, s string) []byte {
-	for i := range len(s) {
-		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
-			quoted, _ := json.Marshal(s) // a string always can be
-			return append(b, quoted...)
-		}
-	}
-	return append(append(append(b, '"'), s...), '"')
+	return b
 }

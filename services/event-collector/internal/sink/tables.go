@@ -155,7 +155,7 @@ func (m *request) derive(r *kgo.Record) {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = append(append(appendText(b, m.Segments[i].SegmentID), ':'), object(m.Segments[i].Attributes)...)
+		b = append(append(appendValue(b, event.String(m.Segments[i].SegmentID)), ':'), object(m.Segments[i].Attributes)...)
 	}
 	m.segments = string(append(b, '}'))
 }
