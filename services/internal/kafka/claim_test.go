@@ -35,6 +35,8 @@ type provider struct {
 	most  int
 	// answer decides; nil accepts. It may block.
 	answer func(ctx context.Context, m *event.Message, call int) (string, error)
+	// spare is asked before each claim; an outcome or an error spares the call.
+	spare func() (string, error)
 }
 
 func (p *provider) ask(ctx context.Context, m *event.Message) (string, error) {
@@ -99,6 +101,13 @@ func (h *claimer) Prepare(_ context.Context, r *kgo.Record) (kafka.Call, kafka.O
 	}
 	if m.Variant == "cancel" {
 		return nil, h.outcome(r, m, "cancelled"), nil
+	}
+	if h.provider.spare != nil {
+		if what, err := h.provider.spare(); err != nil {
+			return nil, nil, err
+		} else if what != "" {
+			return nil, h.outcome(r, m, what), nil
+		}
 	}
 	return &claimCall{h, r, m}, nil, nil
 }
@@ -704,23 +713,35 @@ func TestProviderAwayUsesUpNobodysAttempt(t *testing.T) {
 	}
 }
 
+// The first call that gets through opens the lane for all others.
 func TestProviderComesBackAndTheLaneOpens(t *testing.T) {
 	t.Parallel()
 	k := kafkatest.Start(t, kafkatest.AnyBroker())
-	users := put(t, k, 60, nil)
 	var away atomic.Bool
 	away.Store(true)
-	p := &provider{answer: func(context.Context, *event.Message, int) (string, error) {
+	var accepted atomic.Int64
+	release := make(chan struct{})
+	p := &provider{answer: func(ctx context.Context, _ *event.Message, _ int) (string, error) {
 		if away.Load() {
 			return "", fault.Transient(errors.New("connection refused"))
 		}
+		if accepted.Add(1) > 1 {
+			select {
+			case <-release:
+			case <-ctx.Done():
+			}
+		}
 		return "accepted", nil
 	}}
-	s := send(t, k, p)
-	kafkatest.Eventually(t, func() bool { return len(kafka.TelemetryOf(s.tel).Health.NotReady()) > 0 }, "Health says nothing")
+	s := send(t, k, p, connections(8))
+	users := put(t, k, 1, func(_ int, m *event.Message) { m.UserID = "first" })
+	requireNotReady(t, s.tel, "connection refused")
+	users = append(users, put(t, k, 60, nil)...)
 	away.Store(false)
-	requireAtRest(t, k)
+	kafkatest.Eventually(t, func() bool { return p.inFlight() == 8 }, "the lane stays closed")
 	require.Empty(t, kafka.TelemetryOf(s.tel).Health.NotReady())
+	close(release)
+	requireAtRest(t, k)
 	for _, u := range users {
 		require.Equal(t, []string{"accepted"}, outcomes(t, k)[u])
 	}
@@ -829,22 +850,18 @@ func TestDeferredMessageIsTriedAgain(t *testing.T) {
 	}
 }
 
-// While the coordinator refuses claims for now, nobody is called; afterwards all are.
-func TestWithoutAClaimNoCall(t *testing.T) {
-	t.Parallel()
-	k := kafkatest.Start(t)
-	var refuse atomic.Bool
-	refuse.Store(true)
+// refuseCommits answers commits for which refuse is true that they cannot be made now.
+func refuseCommits(k *kafkatest.Kafka, refuse func(*kmsg.OffsetCommitRequest) bool) {
 	k.Fake.ControlKey(int16(kmsg.OffsetCommit), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		k.Fake.KeepControl()
-		if !refuse.Load() {
+		in := req.(*kmsg.OffsetCommitRequest)
+		if !refuse(in) {
 			return nil, nil, false
 		}
-		in := req.(*kmsg.OffsetCommitRequest)
 		resp := in.ResponseKind().(*kmsg.OffsetCommitResponse)
 		for _, t := range in.Topics {
 			out := kmsg.NewOffsetCommitResponseTopic()
-			out.Topic = t.Topic
+			out.Topic, out.TopicID = t.Topic, t.TopicID
 			for _, p := range t.Partitions {
 				out.Partitions = append(out.Partitions, kmsg.OffsetCommitResponseTopicPartition{Partition: p.Partition, ErrorCode: kerr.RebalanceInProgress.Code})
 			}
@@ -852,6 +869,15 @@ func TestWithoutAClaimNoCall(t *testing.T) {
 		}
 		return resp, nil, true
 	})
+}
+
+// While the coordinator refuses claims for now, nobody is called; afterwards all are.
+func TestWithoutAClaimNoCall(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	var refuse atomic.Bool
+	refuse.Store(true)
+	refuseCommits(k, func(*kmsg.OffsetCommitRequest) bool { return refuse.Load() })
 	put(t, k, 20, nil)
 	p := &provider{}
 	s := send(t, k, p)
