@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
@@ -96,4 +98,30 @@ func TestTheLaneOpensWhenNobodyIsLeftToTryWith(t *testing.T) {
 			requireAtRest(t, k)
 		})
 	}
+}
+
+func TestWhatAnEffectCannotDoGoesWithItsPartition(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t, kafkatest.AnyBroker(), kafkatest.SessionTimeout(2*time.Second))
+	loop := func(c *kafka.Cluster, h handle) func(context.Context) error {
+		return func(ctx context.Context) error {
+			return c.RunEffect(ctx, kafka.EffectOptions{Group: topic.GroupPersonLoop, Topics: []topic.Name{topic.Ticks}, Handler: h})
+		}
+	}
+	a := k.ClusterWith(t, topic.Resolver, instance(k, "a"))
+	run(t, loop(a, func(_ context.Context, recs []*kgo.Record) (int, error) {
+		for i, r := range recs {
+			if r.Partition == moving {
+				return i, fault.Transient(errors.New("the disk is full"))
+			}
+		}
+		return len(recs), nil
+	}))
+	k.Produce(t, tick(t, a, moving, 1))
+	requireNotReady(t, a, "the disk is full")
+	b := k.ClusterWith(t, topic.Resolver, instance(k, "b"))
+	run(t, loop(b, func(_ context.Context, recs []*kgo.Record) (int, error) { return len(recs), nil }))
+	kafkatest.Eventually(t, func() bool { return k.Committed(t, topic.GroupPersonLoop)[topic.Ticks][moving] == 1 }, "the other does not do it")
+	requireReady(t, a)
+	requireReady(t, b)
 }
