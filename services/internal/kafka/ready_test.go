@@ -9,7 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
@@ -96,6 +98,37 @@ func TestTheLaneOpensWhenNobodyIsLeftToTryWith(t *testing.T) {
 			kafkatest.Eventually(t, func() bool { return p.inFlight() == 4 }, "the lane stays closed")
 			close(release)
 			requireAtRest(t, k)
+		})
+	}
+}
+
+// What is wrong with a partition is wrong with whoever has it.
+func TestWhatIsWrongWithAClaimGoesWithItsPartition(t *testing.T) {
+	t.Parallel()
+	refused := errors.New("the ledger is away")
+	for name, fails := range map[string]func(k *kafkatest.Kafka, p *provider) (reason string){
+		"claiming": func(k *kafkatest.Kafka, _ *provider) string {
+			refuseCommits(k, func(r *kmsg.OffsetCommitRequest) bool { return r.InstanceID != nil && *r.InstanceID == "sender-a" })
+			return "claims: "
+		},
+		"preparing": func(_ *kafkatest.Kafka, p *provider) string {
+			p.spare = func() (string, error) { return "", fault.Transient(refused) }
+			return "reading " + string(topic.MessagesEmailBulk) + ": " + refused.Error()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := kafkatest.Start(t)
+			first := &provider{}
+			reason := fails(k, first)
+			a := send(t, k, first, asInstance("a"), session(2*time.Second))
+			put(t, k, 1, func(_ int, m *event.Message) { m.UserID = userOf(moving, 0) })
+			requireNotReady(t, a.tel, reason)
+			b := send(t, k, &provider{}, asInstance("b"), session(2*time.Second))
+			requireAtRest(t, k)
+			requireReady(t, a.tel)
+			requireReady(t, b.tel)
+			require.Zero(t, first.total())
 		})
 	}
 }
