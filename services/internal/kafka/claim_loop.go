@@ -261,6 +261,11 @@ func (l *claimLoop) step(now time.Time) (done bool) {
 	}
 	proposal := l.plan(now)
 	if l.err != nil {
+		// Nobody is called for these any more, and letting go would commit them as
+		// claimed.
+		for _, item := range proposal {
+			l.unclaim(item)
+		}
 		return false
 	}
 	if l.lane.closed && l.inHand == 0 && now.After(l.lane.until.Add(pollTimeout)) {

@@ -36,7 +36,7 @@ type provider struct {
 	// answer decides; nil accepts. It may block.
 	answer func(ctx context.Context, m *event.Message, call int) (string, error)
 	// spare is asked before each claim; an outcome or an error spares the call.
-	spare func() (string, error)
+	spare func(m *event.Message) (string, error)
 }
 
 func (p *provider) ask(ctx context.Context, m *event.Message) (string, error) {
@@ -103,7 +103,7 @@ func (h *claimer) Prepare(_ context.Context, r *kgo.Record) (kafka.Call, kafka.O
 		return nil, h.outcome(r, m, "cancelled"), nil
 	}
 	if h.provider.spare != nil {
-		if what, err := h.provider.spare(); err != nil {
+		if what, err := h.provider.spare(m); err != nil {
 			return nil, nil, err
 		} else if what != "" {
 			return nil, h.outcome(r, m, what), nil
@@ -625,6 +625,27 @@ func TestRetriesWaitForTheirTimeAndBlockNobody(t *testing.T) {
 	require.Zero(t, early.Load())
 	for _, u := range retries {
 		require.Equal(t, 1, p.asked()[u])
+	}
+}
+
+// An error that ends the loop leaves nobody uncertain who was not called.
+func TestAFatalErrorLeavesNoClaimBehind(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
+	users := put(t, k, 4, func(i int, m *event.Message) { m.UserID = userOf(0, i) })
+	first := &provider{spare: func(m *event.Message) (string, error) {
+		if m.UserID == users[3] {
+			return "", errors.New("nobody has classified this")
+		}
+		return "", nil
+	}}
+	s := send(t, k, first)
+	require.ErrorContains(t, s.wait(), "nobody has classified this")
+	send(t, k, &provider{})
+	requireAtRest(t, k)
+	got := outcomes(t, k)
+	for _, u := range users {
+		require.Equal(t, []string{"accepted"}, got[u], u)
 	}
 }
 

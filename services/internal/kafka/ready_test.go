@@ -77,7 +77,7 @@ func TestTheLaneOpensWhenNobodyIsLeftToTryWith(t *testing.T) {
 					}
 					return "accepted", nil
 				},
-				spare: func() (string, error) {
+				spare: func(*event.Message) (string, error) {
 					if cancel.Load() {
 						return "cancelled", nil
 					}
@@ -112,7 +112,7 @@ func TestWhatIsWrongWithAClaimGoesWithItsPartition(t *testing.T) {
 			return "claims: "
 		},
 		"preparing": func(_ *kafkatest.Kafka, p *provider) string {
-			p.spare = func() (string, error) { return "", fault.Transient(refused) }
+			p.spare = func(*event.Message) (string, error) { return "", fault.Transient(refused) }
 			return "reading " + string(topic.MessagesEmailBulk) + ": " + refused.Error()
 		},
 	} {
