@@ -628,6 +628,35 @@ func TestRetriesWaitForTheirTimeAndBlockNobody(t *testing.T) {
 	}
 }
 
+// A partition is not fetched while it waits; whoever has it after a rebalance reads
+// it again.
+func TestAPartitionThatWaitedIsReadAgainAfterARebalance(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
+	var early atomic.Bool
+	early.Store(true)
+	asked := make(chan struct{})
+	var once sync.Once
+	p := &provider{spare: func(*event.Message) (string, error) {
+		if early.Load() {
+			once.Do(func() { close(asked) })
+			return "", fault.NotBefore(time.Now().Add(time.Hour))
+		}
+		return "", nil
+	}}
+	send(t, k, p, asInstance("a"), session(2*time.Second))
+	put(t, k, 1, func(_ int, m *event.Message) { m.UserID = userOf(0, 0) })
+	select {
+	case <-asked:
+	case <-time.After(kafkatest.Patience):
+		t.Fatal("the sender is not at work")
+	}
+	early.Store(false)
+	send(t, k, &provider{}, asInstance("b"), session(2*time.Second))
+	requireAtRest(t, k)
+	require.Equal(t, 1, p.total(), "it has moved")
+}
+
 // An error that ends the loop leaves nobody uncertain who was not called.
 func TestAFatalErrorLeavesNoClaimBehind(t *testing.T) {
 	t.Parallel()
