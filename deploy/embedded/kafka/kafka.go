@@ -116,8 +116,12 @@ func Open(ctx context.Context, o Options) (_ *Broker, err error) {
 			g.Close()
 		}
 	}()
-	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+	if err := os.MkdirAll(partitionsDir(o.Dir), 0o755); err != nil {
 		return nil, fmt.Errorf("opening kafka: %w", err)
+	}
+
+	if err := restoreKept(o.Dir); err != nil {
+		return nil, fmt.Errorf("opening kafka: taking back a compaction cut short: %w", err)
 	}
 
 	// What was left open by a kill has to be read from the files: the broker
@@ -262,7 +266,14 @@ func (b *Broker) prepare(ctx context.Context, orphans []openTransaction) error {
 		b.log.log.Info("compaction skipped", "open_transactions", len(open))
 		return nil
 	}
+	if err := keepPartitions(b.dir); err != nil { // a file system without hard links, say
+		b.log.log.Warn("compaction skipped", "error", err)
+		return nil
+	}
 	b.cluster.Compact() // applies retention too
+	if err := forgetKept(b.dir); err != nil {
+		return fmt.Errorf("forgetting the partitions as they were before compaction: %w", err)
+	}
 	return b.rememberEmptied(ctx)
 }
 

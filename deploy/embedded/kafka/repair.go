@@ -25,17 +25,16 @@ import (
 // and snapshot.json. The version of kfake is pinned; the tests of this package
 // fail when the format changes.
 
+func partitionsDir(dir string) string { return filepath.Join(dir, "partitions") }
+
 func partitionDir(dir, topic string, partition int32) string {
-	return filepath.Join(dir, "partitions", url.PathEscape(topic)+"-"+strconv.Itoa(int(partition)))
+	return filepath.Join(partitionsDir(dir), url.PathEscape(topic)+"-"+strconv.Itoa(int(partition)))
 }
 
 // eachPartition calls fn for every partition directory.
 func eachPartition(dir string, fn func(path, topic string, partition int32) error) error {
-	root := filepath.Join(dir, "partitions")
+	root := partitionsDir(dir)
 	entries, err := os.ReadDir(root)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
 	if err != nil {
 		return err
 	}
@@ -139,6 +138,57 @@ func eachBatch(path string, base int64, fn func(b *kmsg.RecordBatch, inTx bool))
 		fn(&b, inTx)
 	}
 	return nil
+}
+
+// The broker's compaction removes the segments of a partition before it writes
+// them anew: killed in between, it would lose what it has acknowledged. So the
+// partitions are kept, by hard links, while it runs; segments are only removed
+// and made meanwhile, never written to.
+func keptPartitions(dir string) string { return partitionsDir(dir) + ".kept" }
+
+func keepPartitions(dir string) error {
+	root, unfinished := partitionsDir(dir), keptPartitions(dir)+".tmp"
+	if err := os.RemoveAll(unfinished); err != nil {
+		return err
+	}
+	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		to := filepath.Join(unfinished, strings.TrimPrefix(path, root))
+		if e.IsDir() {
+			return os.Mkdir(to, 0o755)
+		}
+		return os.Link(path, to)
+	})
+	if err != nil {
+		return err
+	}
+	return os.Rename(unfinished, keptPartitions(dir))
+}
+
+// forgetKept is for when compaction is done.
+func forgetKept(dir string) error {
+	unfinished := keptPartitions(dir) + ".tmp"
+	if err := os.Rename(keptPartitions(dir), unfinished); err != nil {
+		return err
+	}
+	return os.RemoveAll(unfinished)
+}
+
+// restoreKept takes back a compaction that a kill has cut short.
+func restoreKept(dir string) error {
+	_, err := os.Stat(keptPartitions(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(partitionsDir(dir)); err != nil {
+		return err
+	}
+	return os.Rename(keptPartitions(dir), partitionsDir(dir))
 }
 
 // rememberEmptied is the form for a stopped broker: it takes the end from the
