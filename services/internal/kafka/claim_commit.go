@@ -172,9 +172,7 @@ func (l *claimLoop) commit(now time.Time, proposal []*claimItem) bool {
 					s.p.dirty = true
 				}
 				for _, item := range proposal {
-					if item.state == itemClaiming {
-						l.unclaim(item)
-					}
+					l.unclaim(item)
 				}
 				l.refused(err)
 				return
@@ -189,11 +187,10 @@ func (l *claimLoop) commit(now time.Time, proposal []*claimItem) bool {
 				s.p.offset, s.p.metadata = s.offset, s.metadata
 			}
 			for _, item := range proposal {
-				// I8: acknowledged; what was refused never gets here.
-				if item.state == itemClaiming { // else its partition has been let go meanwhile
-					item.state = itemClaimed
-					l.reserve = append(l.reserve, item)
-				}
+				// I8: acknowledged; what was refused never gets here. Nor has its
+				// partition been let go: letGo waits for this answer.
+				item.state = itemClaimed
+				l.reserve = append(l.reserve, item)
 			}
 			// The same generation was confirmed for what waits from before.
 			for _, item := range l.reserve {

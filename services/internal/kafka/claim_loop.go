@@ -604,7 +604,9 @@ func (l *claimLoop) letGo(now time.Time) (done bool) {
 		orderly = orderly && r.orderly
 		overdue = overdue || now.After(r.deadline)
 	}
-	if (l.calling > 0 || l.unacked > 0 || l.committing) && !overdue {
+	// What is let go of has no claim under way, however late it is: a commit ends by
+	// itself when its claims have grown old.
+	if l.committing || (l.calling > 0 || l.unacked > 0) && !overdue {
 		return false
 	}
 	if orderly && !l.denied && !overdue && now.Before(l.commitFrom) {
@@ -634,20 +636,9 @@ func (l *claimLoop) drop() {
 	if len(paused) > 0 {
 		l.consumer.ResumeFetchPartitions(paused) // the client would remember it
 	}
-	// Calls that outlived the release still end and write what came of them,
-	// without a commit. A claim still under way is nobody's.
-	l.inHand = 0
-	for _, p := range l.order {
-		for _, item := range p.items {
-			switch item.state {
-			case itemClaiming:
-				item.state = itemFresh
-			case itemCalling, itemAnswered:
-				l.inHand++
-			}
-		}
-	}
-	l.held, l.order, l.turn = map[string]map[int32]*claimPartition{}, nil, 0
+	// Calls that outlived the release stay in hand: they still end and write what
+	// came of them, without a commit.
+	l.held, l.order = map[string]map[int32]*claimPartition{}, nil
 }
 
 // nextLook is when something becomes due by itself.

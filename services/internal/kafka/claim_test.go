@@ -657,6 +657,38 @@ func TestAPartitionThatWaitedIsReadAgainAfterARebalance(t *testing.T) {
 	require.Equal(t, 1, p.total(), "it has moved")
 }
 
+// A claim that is on its way when the signal comes is taken back: nobody is called
+// under it.
+func TestACleanStopTakesBackTheClaimUnderWay(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
+	users := put(t, k, 20, nil)
+	claiming, stopped := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	first := &provider{}
+	s := send(t, k, first, hook(func(at string, _ *kgo.Record) bool {
+		if at == "claiming" {
+			once.Do(func() { close(claiming); <-stopped })
+		}
+		return false
+	}))
+	<-claiming
+	s.stop()
+	close(stopped)
+	require.NoError(t, s.wait())
+	for part, o := range committed(t, k) {
+		require.Empty(t, o.meta, part)
+	}
+	second := &provider{}
+	send(t, k, second)
+	requireAtRest(t, k)
+	got := outcomes(t, k)
+	for _, u := range users {
+		require.Equal(t, []string{"accepted"}, got[u])
+		require.Equal(t, 1, first.asked()[u]+second.asked()[u])
+	}
+}
+
 // An error that ends the loop leaves nobody uncertain who was not called.
 func TestAFatalErrorLeavesNoClaimBehind(t *testing.T) {
 	t.Parallel()
