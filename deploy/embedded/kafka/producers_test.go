@@ -144,3 +144,33 @@ func TestATransactionWithATornMarkerIsAborted(t *testing.T) {
 	addr, _ = startChild(t, dir)
 	assert.Equal(t, []string{"b=2"}, committed(t, addr, "shop.events"))
 }
+
+// The broker writes a batch and then, to another file, whether it belongs to a
+// transaction. A kill in between must not let an uncommitted record be read, nor
+// one of a later transaction that was aborted.
+func TestABatchWithoutItsIndexEntryStaysInItsTransaction(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	addr, kill := startChild(t, dir)
+	createTopic(t, addr, "shop.events", nil)
+	produceTo(t, addr, "shop.events", "a=1")
+	begin := func(keyValue string) *kgo.Client {
+		tx := client(t, addr, kgo.TransactionalID("shop.renderer-0"))
+		require.NoError(t, tx.BeginTransaction())
+		produce(t, tx, "shop.events", keyValue)
+		return tx
+	}
+	begin("b=open")
+	kill()
+	index := filepath.Join(dir, "partitions", "shop.events-0", "0.idx")
+	info, err := os.Stat(index)
+	require.NoError(t, err)
+	require.NoError(t, os.Truncate(index, info.Size()/2))
+
+	addr, kill = startChild(t, dir)
+	assert.Equal(t, []string{"a=1"}, committed(t, addr, "shop.events"))
+	require.NoError(t, begin("c=aborted").EndTransaction(within(t), kgo.TryAbort))
+	kill()
+	addr, _ = startChild(t, dir)
+	assert.Equal(t, []string{"a=1"}, committed(t, addr, "shop.events"))
+}

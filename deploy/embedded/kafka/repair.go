@@ -87,6 +87,7 @@ const (
 	batchLengthAt    = 8 // counts what follows it
 	batchBeforeCount = 12
 	batchAttrsAt     = 21 // its checksum is over this and what follows
+	attrTransaction  = 0x10
 	attrControl      = 0x20
 	indexEntryBytes  = 15
 	indexFlagsAt     = 14
@@ -96,6 +97,10 @@ const (
 // eachBatch calls fn for the batches of a segment file, and says which of them
 // its index has as part of a transaction. What follows a torn or damaged batch
 // is left out, as the broker cuts it off. A batch's records are gone after fn.
+//
+// The broker writes a batch and then its entry in the index. The entry of the
+// last one is made up for where a kill came in between: without it the batch
+// would be outside its transaction, and the next entries those of others.
 func eachBatch(path string, base int64, fn func(b *kmsg.RecordBatch, inTx bool)) error {
 	f, err := os.Open(segmentPath(path, base, ".dat"))
 	if err != nil {
@@ -106,13 +111,13 @@ func eachBatch(path string, base int64, fn func(b *kmsg.RecordBatch, inTx bool))
 	if err != nil {
 		return err
 	}
-	index, err := os.ReadFile(segmentPath(path, base, ".idx"))
+	indexPath := segmentPath(path, base, ".idx")
+	index, err := os.ReadFile(indexPath)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	castagnoli := crc32.MakeTable(crc32.Castagnoli)
 	r := bufio.NewReaderSize(f, 64<<10)
-	raw := []byte{}
+	raw, n := []byte{}, 0
 	for left := info.Size(); left >= batchBeforeCount; left -= int64(len(raw)) {
 		head, err := r.Peek(batchBeforeCount)
 		if err != nil {
@@ -127,17 +132,48 @@ func eachBatch(path string, base int64, fn func(b *kmsg.RecordBatch, inTx bool))
 			return err
 		}
 		var b kmsg.RecordBatch
-		if b.UnsafeReadFrom(raw) != nil || crc32.Checksum(raw[batchAttrsAt:], castagnoli) != uint32(b.CRC) {
+		if b.UnsafeReadFrom(raw) != nil || checksum(raw[batchAttrsAt:]) != uint32(b.CRC) {
 			return nil
 		}
+		if len(index)/indexEntryBytes == n && left == int64(len(raw)) {
+			entry := indexEntry(&b)
+			if err := writeAt(indexPath, entry, int64(n*indexEntryBytes)); err != nil {
+				return err
+			}
+			index = append(index[:n*indexEntryBytes], entry...)
+		}
 		inTx := false
-		if len(index) >= indexEntryBytes {
-			inTx = index[indexFlagsAt]&indexFlagInTx != 0
-			index = index[indexEntryBytes:]
+		if at := n*indexEntryBytes + indexFlagsAt; at < len(index) {
+			inTx = index[at]&indexFlagInTx != 0
 		}
 		fn(&b, inTx)
+		n++
 	}
 	return nil
+}
+
+func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
+
+// indexEntry is what the broker writes for a batch, but for the latest time
+// before it, which it does not read.
+func indexEntry(b *kmsg.RecordBatch) []byte {
+	entry := make([]byte, indexEntryBytes)
+	entry[0] = 1 // version
+	binary.LittleEndian.PutUint32(entry[2:], uint32(b.PartitionLeaderEpoch))
+	if b.Attributes&(attrTransaction|attrControl) == attrTransaction {
+		entry[indexFlagsAt] = indexFlagInTx
+	}
+	entry[1] = byte(checksum(entry[2:]))
+	return entry
+}
+
+func writeAt(path string, content []byte, at int64) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(content, at)
+	return errors.Join(err, f.Close())
 }
 
 // The broker's compaction removes the segments of a partition before it writes
