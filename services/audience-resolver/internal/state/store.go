@@ -10,11 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/hikyaku/hikyaku/schemas/topic"
 )
@@ -59,13 +60,23 @@ func Open(dir string, cacheBytes int64, dead func(error)) (*Store, error) {
 const memTableBytes = 16 << 20
 
 // room fails unless there is space for what may gather. Pebble takes a disk that is
-// full while it opens for its end; whoever asks first can wait.
+// full while it opens for its end; whoever asks first can wait. A file system that
+// cannot tell is taken to have it.
 func room(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	probe := filepath.Join(dir, "room")
-	return errors.Join(os.WriteFile(probe, make([]byte, 2*memTableBytes), 0o600), os.Remove(probe))
+	const need = 2 * memTableBytes
+	usage, err := vfs.Default.GetDiskUsage(dir)
+	switch {
+	case errors.Is(err, vfs.ErrUnsupported):
+		return nil
+	case err != nil:
+		return err
+	case usage.AvailBytes < need:
+		return fmt.Errorf("%d MiB are free of the %d that it needs: %w", usage.AvailBytes>>20, need>>20, syscall.ENOSPC)
+	}
+	return nil
 }
 
 // Close writes what has gathered and closes the store.
