@@ -103,9 +103,17 @@ func rows[T any](d *drill, query string, fn func(T)) error {
 	return lines.Err()
 }
 
+// facts are what is known before anybody is asked: how the drill is to be judged.
+func (o options) facts() *facts {
+	return &facts{
+		Policy: o.policy, Within: o.back, Instances: o.instances,
+		Audience: map[string]bool{}, Class: map[string]string{}, Mails: map[string]int{}, Unresolved: map[string]int{}, LeftAt: map[string]bool{},
+	}
+}
+
 // gather asks everybody who knows: the books, ClickHouse, the mail server's index.
 func (d *drill) gather() (*facts, error) {
-	f := &facts{Policy: d.policy, Within: d.back, Instances: d.instances, Audience: map[string]bool{}, Class: map[string]string{}, Mails: map[string]int{}, Unresolved: map[string]int{}, LeftAt: map[string]bool{}}
+	f := d.facts()
 	if err := d.ask(&d.sheet, "balance", d.runID.String()); err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package drill
 
 import (
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -37,6 +38,18 @@ func TestADrillInWhichEverythingHeldHasNothingToComplainOf(t *testing.T) {
 	require.Empty(t, v.Broken)
 	require.Equal(t, 1, v.CopiesMax)
 	require.Equal(t, 1, v.Uncertain)
+}
+
+// How soon is soon enough is said with --back.
+func TestBackIsTheBarOfTheJudge(t *testing.T) {
+	t.Parallel()
+	for within, broken := range map[string]int{"4999ms": 1, "5s": 0} {
+		o, err := parse([]string{"--back", within}, func(string) string { return "" }, io.Discard)
+		require.NoError(t, err)
+		f := held() // whose slowest needed 5 s
+		f.Within = o.facts().Within
+		require.Len(t, judge(f, uncertainPerKill).Broken, broken, within)
+	}
 }
 
 // Every bar can break, and is named when it does.
