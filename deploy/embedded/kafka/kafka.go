@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -49,6 +50,10 @@ const (
 	// segmentBytes is smaller than Kafka's so that retention frees disk soon,
 	// and so that a start, which reads whole segments, has small pieces.
 	segmentBytes = 16 << 20
+
+	// leastShare of a fetch is what each partition may take, however many there
+	// are: what does not fit waits until its partition is the fetch's first.
+	leastShare = 128 << 10
 
 	year = 365 * 24 * time.Hour
 )
@@ -144,6 +149,7 @@ func Open(ctx context.Context, o Options) (_ *Broker, err error) {
 		return nil, fmt.Errorf("opening kafka: %w", err)
 	}
 	b.boundTopics(o.BoundedBytes)
+	b.boundFetches()
 	b.client, err = kgo.NewClient(
 		kgo.SeedBrokers(b.addr),
 		kgo.Dialer(g.dial), // in this process: the port is still shut
@@ -247,6 +253,33 @@ func (b *Broker) boundTopics(limit int64) {
 			t.Configs = append(t.Configs, c)
 		}
 		return nil, nil, false // not handled: the broker goes on with the request
+	})
+}
+
+// boundFetches bounds a fetch by a share for each partition instead of all together.
+// The broker, when it comes to a fetch's end within a partition, leaves out which of
+// that one's transactions were aborted, and their records are read as committed. A
+// share is known only where every fetch names all its partitions, which it does
+// outside a fetch session.
+func (b *Broker) boundFetches() {
+	b.cluster.ControlKey(int16(kmsg.Fetch), func(kreq kmsg.Request) (kmsg.Response, error, bool) {
+		req := kreq.(*kmsg.FetchRequest)
+		partitions := 0
+		for _, t := range req.Topics {
+			partitions += len(t.Partitions)
+		}
+		if partitions == 0 {
+			return nil, nil, false
+		}
+		share := max(req.MaxBytes/int32(partitions), leastShare)
+		for _, t := range req.Topics {
+			for i := range t.Partitions {
+				t.Partitions[i].PartitionMaxBytes = min(t.Partitions[i].PartitionMaxBytes, share)
+			}
+		}
+		req.MaxBytes = math.MaxInt32
+		req.SessionID, req.SessionEpoch = 0, -1
+		return nil, nil, false
 	})
 }
 

@@ -353,3 +353,29 @@ func TestTakenPortIsNamed(t *testing.T) {
 	require.ErrorIs(t, err, syscall.EADDRINUSE)
 	assert.ErrorContains(t, err, l.Addr().String())
 }
+
+// What was aborted is not read as committed, however little of the log a fetch may
+// carry.
+func TestAnAbortedTransactionIsHiddenFromSmallFetches(t *testing.T) {
+	b := open(t, kafka.Options{Dir: t.TempDir()})
+	createTopic(t, b.Addr(), "t", nil)
+	cl := client(t, b.Addr(), kgo.TransactionalID("x"), kgo.DefaultProduceTopic("t"))
+	for _, end := range []kgo.TransactionEndTry{kgo.TryAbort, kgo.TryCommit} {
+		require.NoError(t, cl.BeginTransaction())
+		for i := range 3 { // batches
+			require.NoError(t, cl.ProduceSync(within(t), kgo.StringRecord(fmt.Sprintf("%t%d", end, i))).FirstErr())
+		}
+		require.NoError(t, cl.EndTransaction(within(t), end))
+	}
+	for _, bytes := range []int32{1, 100, 1 << 20} {
+		reader := client(t, b.Addr(), kgo.ConsumeTopics("t"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+			kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.FetchMaxBytes(bytes), kgo.FetchMaxPartitionBytes(bytes))
+		var got []string
+		for len(got) < 3 {
+			fetches := reader.PollFetches(within(t))
+			require.NoError(t, fetches.Err())
+			fetches.EachRecord(func(r *kgo.Record) { got = append(got, string(r.Value)) })
+		}
+		require.Equal(t, []string{"true0", "true1", "true2"}, got, "%d bytes", bytes)
+	}
+}
