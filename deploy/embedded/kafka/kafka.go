@@ -5,9 +5,9 @@
 // transaction are there again after a restart, kill -9 included (with Sync
 // also after a power cut), for topics that were created explicitly; there is
 // no automatic creation. A transaction that was open when the process was
-// killed is aborted at the next start. What it does not promise: a kill in the
-// middle of a commit may leave that one transaction in part, because the
-// commit markers of its partitions are written one after another.
+// killed is aborted at the next start, and finished if its commit had begun.
+// What it does not promise: a power cut in the middle of a commit may leave that
+// one transaction in part.
 package kafka
 
 import (
@@ -83,6 +83,7 @@ type Broker struct {
 	dir     string
 	addr    string
 	log     *kfakeLog
+	commits *os.File
 
 	stop   context.CancelFunc
 	done   chan struct{}
@@ -141,6 +142,13 @@ func Open(ctx context.Context, o Options) (_ *Broker, err error) {
 		if orphans, err = restoreProducers(o.Dir); err != nil {
 			return nil, fmt.Errorf("opening kafka: reading what the killed broker knew of its producers: %w", err)
 		}
+		found := len(orphans)
+		if orphans, err = finishCommit(o.Dir, orphans); err != nil {
+			return nil, fmt.Errorf("opening kafka: finishing what the killed broker was committing: %w", err)
+		}
+		if n := found - len(orphans); n > 0 {
+			o.Logger.Info("commit of the killed broker finished", "partitions", n)
+		}
 	}
 
 	b := &Broker{dir: o.Dir, addr: g.Addr().String(), log: &kfakeLog{log: o.Logger}, done: make(chan struct{})}
@@ -150,6 +158,10 @@ func Open(ctx context.Context, o Options) (_ *Broker, err error) {
 	}
 	b.boundTopics(o.BoundedBytes)
 	b.boundFetches()
+	if b.commits, err = watchCommits(b.cluster, o.Dir, o.Logger); err != nil {
+		b.cluster.Close()
+		return nil, fmt.Errorf("opening kafka: %w", err)
+	}
 	b.client, err = kgo.NewClient(
 		kgo.SeedBrokers(b.addr),
 		kgo.Dialer(g.dial), // in this process: the port is still shut
@@ -204,6 +216,7 @@ func (b *Broker) shut() {
 		b.client.Close()
 	}
 	b.cluster.Close()
+	_ = b.commits.Close() // nothing in it is wanted after a clean stop
 }
 
 func (b *Broker) kfakeOptions(o Options, g *gate) []kfake.Opt {

@@ -241,8 +241,11 @@ func TestEmptiedPartitionKeepsItsEnd(t *testing.T) {
 		return err == nil && info.Size() == 0
 	}, 20*time.Second, 5*time.Millisecond)
 
-	killed := filepath.Join(t.TempDir(), "killed")
-	require.NoError(t, os.CopyFS(killed, os.DirFS(dir))) // as kill -9 leaves it
+	var killed string
+	require.Eventually(t, func() bool { // until no file was removed meanwhile
+		killed = filepath.Join(t.TempDir(), "killed")
+		return os.CopyFS(killed, os.DirFS(dir)) == nil // as kill -9 leaves it
+	}, 20*time.Second, 5*time.Millisecond)
 	require.NoError(t, b.Close())
 
 	for name, dir := range map[string]string{"stopped": dir, "killed": killed} {

@@ -79,7 +79,7 @@ func restoreProducers(dir string) ([]openTransaction, error) {
 			}
 		}
 		for _, base := range bases {
-			if err := eachBatch(path, base, note); err != nil {
+			if err := mendSegment(path, base, note); err != nil {
 				return err
 			}
 		}

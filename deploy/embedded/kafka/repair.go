@@ -82,97 +82,127 @@ func segmentPath(path string, base int64, suffix string) string {
 	return filepath.Join(path, strconv.FormatInt(base, 10)+suffix)
 }
 
-// Places in a record batch (version 2) and in an index entry.
+// Places in a record batch (version 2) and in an index entry: a version, a
+// checksum's last byte, the leader's epoch, a time that is not read, flags.
 const (
 	batchLengthAt    = 8 // counts what follows it
 	batchBeforeCount = 12
+	batchSumAt       = 17
 	batchAttrsAt     = 21 // its checksum is over this and what follows
 	attrTransaction  = 0x10
 	attrControl      = 0x20
-	indexEntryBytes  = 15
-	indexFlagsAt     = 14
-	indexFlagInTx    = 1
+
+	indexVersion    = 1
+	indexSumAt      = 1
+	indexEpochAt    = 2
+	indexFlagsAt    = 14
+	indexFlagInTx   = 1
+	indexEntryBytes = 15
 )
 
-// eachBatch calls fn for the batches of a segment file, and says which of them
-// its index has as part of a transaction. What follows a torn or damaged batch
-// is left out, as the broker cuts it off. A batch's records are gone after fn.
-//
-// The broker writes a batch and then its entry in the index. The entry of the
-// last one is made up for where a kill came in between: without it the batch
-// would be outside its transaction, and the next entries those of others.
-func eachBatch(path string, base int64, fn func(b *kmsg.RecordBatch, inTx bool)) error {
-	f, err := os.Open(segmentPath(path, base, ".dat"))
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// mendSegment calls fn for the batches of a segment file, and says which of them
+// its index has as part of a transaction. It cuts off a torn or damaged end, as the
+// broker would, and writes what the index lacks: the broker writes a batch first and
+// takes one that is not in the index for committed. A batch's records are gone
+// after fn.
+func mendSegment(path string, base int64, fn func(b *kmsg.RecordBatch, inTx bool)) error {
+	index, err := os.ReadFile(segmentPath(path, base, ".idx"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	entries, batches := len(index)/indexEntryBytes, 0
+	var missing []byte
+	size, err := eachBatch(segmentPath(path, base, ".dat"), func(b *kmsg.RecordBatch) {
+		inTx := b.Attributes&attrTransaction != 0 && b.Attributes&attrControl == 0
+		if batches < entries {
+			inTx = index[batches*indexEntryBytes+indexFlagsAt]&indexFlagInTx != 0
+		} else {
+			missing = append(missing, indexEntry(b.PartitionLeaderEpoch, inTx)...)
+		}
+		batches++
+		fn(b, inTx)
+	})
 	if err != nil {
 		return err
+	}
+	if err := cutTo(segmentPath(path, base, ".dat"), size); err != nil {
+		return err
+	}
+	if whole := int64(min(entries, batches) * indexEntryBytes); whole < int64(len(index)) {
+		if err := os.Truncate(segmentPath(path, base, ".idx"), whole); err != nil {
+			return err
+		}
+	}
+	return appendTo(segmentPath(path, base, ".idx"), missing)
+}
+
+// eachBatch calls fn for the whole batches of a file and returns their size.
+func eachBatch(path string, fn func(b *kmsg.RecordBatch)) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return err
-	}
-	indexPath := segmentPath(path, base, ".idx")
-	index, err := os.ReadFile(indexPath)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return 0, err
 	}
 	r := bufio.NewReaderSize(f, 64<<10)
-	raw, n := []byte{}, 0
-	for left := info.Size(); left >= batchBeforeCount; left -= int64(len(raw)) {
+	raw, done := []byte{}, int64(0)
+	for info.Size()-done >= batchBeforeCount {
 		head, err := r.Peek(batchBeforeCount)
 		if err != nil {
-			return err
+			return 0, err
 		}
-		size := batchBeforeCount + int(binary.BigEndian.Uint32(head[batchLengthAt:]))
-		if int64(size) > left {
-			return nil
+		size := batchBeforeCount + int64(binary.BigEndian.Uint32(head[batchLengthAt:]))
+		if size > info.Size()-done {
+			break
 		}
-		raw = slices.Grow(raw[:0], size)[:size]
+		raw = slices.Grow(raw[:0], int(size))[:size]
 		if _, err := io.ReadFull(r, raw); err != nil {
-			return err
+			return 0, err
 		}
 		var b kmsg.RecordBatch
-		if b.UnsafeReadFrom(raw) != nil || checksum(raw[batchAttrsAt:]) != uint32(b.CRC) {
-			return nil
+		if b.UnsafeReadFrom(raw) != nil || crc32.Checksum(raw[batchAttrsAt:], castagnoli) != uint32(b.CRC) {
+			break
 		}
-		if len(index)/indexEntryBytes == n && left == int64(len(raw)) {
-			entry := indexEntry(&b)
-			if err := writeAt(indexPath, entry, int64(n*indexEntryBytes)); err != nil {
-				return err
-			}
-			index = append(index[:n*indexEntryBytes], entry...)
-		}
-		inTx := false
-		if at := n*indexEntryBytes + indexFlagsAt; at < len(index) {
-			inTx = index[at]&indexFlagInTx != 0
-		}
-		fn(&b, inTx)
-		n++
+		fn(&b)
+		done += size
 	}
-	return nil
+	return done, nil
 }
 
-func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
-
-// indexEntry is what the broker writes for a batch, but for the latest time
-// before it, which it does not read.
-func indexEntry(b *kmsg.RecordBatch) []byte {
-	entry := make([]byte, indexEntryBytes)
-	entry[0] = 1 // version
-	binary.LittleEndian.PutUint32(entry[2:], uint32(b.PartitionLeaderEpoch))
-	if b.Attributes&(attrTransaction|attrControl) == attrTransaction {
-		entry[indexFlagsAt] = indexFlagInTx
+func indexEntry(epoch int32, inTx bool) []byte {
+	e := make([]byte, indexEntryBytes)
+	e[0] = indexVersion
+	binary.LittleEndian.PutUint32(e[indexEpochAt:], uint32(epoch))
+	if inTx {
+		e[indexFlagsAt] = indexFlagInTx
 	}
-	entry[1] = byte(checksum(entry[2:]))
-	return entry
+	e[indexSumAt] = byte(crc32.Checksum(e[indexEpochAt:], castagnoli))
+	return e
 }
 
-func writeAt(path string, content []byte, at int64) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o644)
+// cutTo shortens a file that is longer.
+func cutTo(path string, size int64) error {
+	info, err := os.Stat(path)
+	if err != nil || info.Size() <= size {
+		return err
+	}
+	return os.Truncate(path, size)
+}
+
+func appendTo(path string, b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteAt(content, at)
+	_, err = f.Write(b)
 	return errors.Join(err, f.Close())
 }
 
