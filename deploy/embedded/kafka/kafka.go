@@ -23,6 +23,7 @@ import (
 	"regexp"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -312,15 +313,24 @@ func (b *Broker) prepare(ctx context.Context, orphans []openTransaction) error {
 		b.log.log.Info("compaction skipped", "open_transactions", len(open))
 		return nil
 	}
-	if err := keepPartitions(b.dir); err != nil { // a file system without hard links, say
+	b.cluster.ApplyRetention() // first: what is kept takes room
+	if err := b.compact(); err != nil {
+		return fmt.Errorf("compacting: %w", err)
+	}
+	return b.rememberEmptied(ctx)
+}
+
+// compact leaves what the next start takes back if it fails or is killed.
+func (b *Broker) compact() error {
+	if err := keepPartitions(b.dir); err != nil {
 		b.log.log.Warn("compaction skipped", "error", err)
 		return nil
 	}
-	b.cluster.Compact() // applies retention too
-	if err := forgetKept(b.dir); err != nil {
-		return fmt.Errorf("forgetting the partitions as they were before compaction: %w", err)
+	b.cluster.Compact()
+	if err := b.log.failure(); err != nil {
+		return err
 	}
-	return b.rememberEmptied(ctx)
+	return forgetKept(b.dir)
 }
 
 // abort writes the abort markers that a killed broker could not.
@@ -404,8 +414,10 @@ type kfakeLog struct {
 }
 
 func (l *kfakeLog) Logf(level kfake.LogLevel, format string, args ...any) {
-	switch level {
-	case kfake.LogLevelError:
+	// What compaction could not write is gone, and kfake only warns of it.
+	failed := level == kfake.LogLevelError || level == kfake.LogLevelWarn && strings.HasPrefix(format, "rebuildSegments ")
+	switch {
+	case failed:
 		msg := fmt.Sprintf(format, args...)
 		l.mu.Lock()
 		if l.err == nil {
@@ -413,7 +425,7 @@ func (l *kfakeLog) Logf(level kfake.LogLevel, format string, args ...any) {
 		}
 		l.mu.Unlock()
 		l.log.Error("kafka broker", "detail", msg)
-	case kfake.LogLevelWarn:
+	case level == kfake.LogLevelWarn:
 		l.log.Warn("kafka broker", "detail", fmt.Sprintf(format, args...))
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -212,12 +213,20 @@ func appendTo(path string, b []byte) error {
 // and made meanwhile, never written to.
 func keptPartitions(dir string) string { return partitionsDir(dir) + ".kept" }
 
-func keepPartitions(dir string) error {
+// keepPartitions fails, and keeps nothing, where the file system has no hard
+// links, or no room for all of the log once more.
+func keepPartitions(dir string) (err error) {
 	root, unfinished := partitionsDir(dir), keptPartitions(dir)+".tmp"
 	if err := os.RemoveAll(unfinished); err != nil {
 		return err
 	}
-	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(unfinished))
+		}
+	}()
+	size := int64(0)
+	err = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -225,10 +234,22 @@ func keepPartitions(dir string) error {
 		if e.IsDir() {
 			return os.Mkdir(to, 0o755)
 		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		size += info.Size()
 		return os.Link(path, to)
 	})
 	if err != nil {
 		return err
+	}
+	var disk syscall.Statfs_t
+	if err := syscall.Statfs(dir, &disk); err != nil {
+		return fmt.Errorf("asking for free space: %w", err)
+	}
+	if free := disk.Bavail * uint64(disk.Bsize); free < uint64(size) {
+		return fmt.Errorf("%d bytes are free, and %d may be written", free, size)
 	}
 	return os.Rename(unfinished, keptPartitions(dir))
 }
