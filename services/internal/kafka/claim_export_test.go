@@ -17,3 +17,6 @@ var ErrKilled = errKilled
 
 // TelemetryOf returns what the cluster reports to.
 func TelemetryOf(c *Cluster) *telemetry.Telemetry { return c.tel }
+
+// Sized is what bounds the next batch.
+var Sized = sized

@@ -32,7 +32,8 @@ type Handler interface {
 type EffectOptions struct {
 	Group  topic.Group
 	Topics []topic.Name // the group's, as in the catalogue, when empty
-	// MaxPollRecords bounds a batch, control records included; 500 when 0.
+	// MaxPollRecords bounds a batch, control records included; 500 when 0. Batches
+	// begin small and grow up to it as long as one does not take long: see sized.
 	MaxPollRecords int
 	// MaxPollBytes ends the gathering of a batch; 0 is no limit. A batch may
 	// exceed it by one poll.
@@ -75,7 +76,7 @@ func (c *Cluster) RunEffect(ctx context.Context, o EffectOptions) error {
 	defer producer.Close()
 	l := &effectLoop{
 		membership: c.newMembership(o.Group, c.metrics.stage(string(o.Group)), end),
-		o:          o, component: component, ctx: ctx, work: work, producer: producer, wait: pollTimeout,
+		o:          o, component: component, ctx: ctx, work: work, producer: producer, wait: pollTimeout, size: min(firstBatch, o.MaxPollRecords),
 		done: map[string]map[int32]kgo.EpochOffset{}, later: map[string]map[int32]time.Time{},
 	}
 	l.quiet, l.between = o.Quiet, o.Pace
@@ -120,6 +121,28 @@ type effectLoop struct {
 	done  map[string]map[int32]kgo.EpochOffset
 	later map[string]map[int32]time.Time
 	wait  time.Duration // how long the next poll may wait
+	size  int           // bounds the next batch
+}
+
+const (
+	// firstBatch bounds a loop's first batch, and is the least that it goes back to.
+	firstBatch = 1000
+	// batchTime is how long a batch of the right size takes to handle.
+	batchTime = time.Second
+)
+
+// sized bounds the next batch by how long one of n records took, of at most size. A
+// rebalance waits for the batch in hand, and whoever was restarted waits for the
+// rebalance; after an outage, and on a busy machine, the largest takes many times as
+// long as usual.
+func sized(size, most, n int, took time.Duration) int {
+	switch {
+	case took > batchTime:
+		size = int(float64(n) * batchTime.Seconds() / took.Seconds())
+	case n >= size && took < batchTime/2:
+		size *= 2
+	}
+	return min(max(size, firstBatch), most)
 }
 
 // effectRecord is a record with the last of those that are done with it: itself and
@@ -130,7 +153,7 @@ type effectRecord struct {
 
 // turn is one batch, from poll to commit.
 func (l *effectLoop) turn() error {
-	fetches := l.gather(l.ctx, l.cl.PollRecords, l.o.MaxPollRecords, l.o.MaxPollBytes, l.o.Linger, l.wait)
+	fetches := l.gather(l.ctx, l.cl.PollRecords, l.size, l.o.MaxPollBytes, l.o.Linger, l.wait)
 	// I3: nothing is in flight when this runs: every commit has been answered.
 	defer l.letGo(l.cl.AllowRebalance)
 	defer l.resume()
@@ -141,7 +164,9 @@ func (l *effectLoop) turn() error {
 	if len(recs)+len(l.done) == 0 {
 		l.c.tel.Health.Set(l.component, nil) // nothing is left of what was wrong
 	}
+	start := time.Now()
 	err := l.handle(recs)
+	l.size = sized(l.size, l.o.MaxPollRecords, fetches.NumRecords(), time.Since(start))
 	return errors.Join(err, l.commit(l.work))
 }
 
