@@ -74,7 +74,7 @@ func (s *Service) Run(ctx context.Context) error {
 		defer stopReading()
 		for _, t := range tables {
 			// Nobody is sent to before it is known who wants no mail any more.
-			if err := t.CaughtUp(ctx); err != nil {
+			if err := t.CaughtUpStable(ctx); err != nil {
 				if ctx.Err() != nil {
 					return nil
 				}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sort"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
@@ -37,7 +39,17 @@ type Behind struct {
 // HighWatermarks returns the ends of the topics at a moment during the call,
 // transaction markers and open transactions included. Errors are Transient.
 func (c *Cluster) HighWatermarks(ctx context.Context, names ...topic.Name) (Mark, error) {
-	ends, err := c.adm.ListEndOffsets(ctx, c.kafkaNames(names)...)
+	return c.ends(ctx, c.adm.ListEndOffsets, names)
+}
+
+// LastStable returns how far the topics could be read committed at a moment during
+// the call. Errors are Transient.
+func (c *Cluster) LastStable(ctx context.Context, names ...topic.Name) (Mark, error) {
+	return c.ends(ctx, c.adm.ListCommittedOffsets, names)
+}
+
+func (c *Cluster) ends(ctx context.Context, list func(context.Context, ...string) (kadm.ListedOffsets, error), names []topic.Name) (Mark, error) {
+	ends, err := list(ctx, c.kafkaNames(names)...)
 	if err == nil {
 		err = ends.Error()
 	}

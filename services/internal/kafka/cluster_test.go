@@ -192,6 +192,33 @@ func TestATableFollowsItsTopic(t *testing.T) {
 	require.ErrorContains(t, table.CaughtUp(ctx), "has ended", "nobody will ever apply it")
 }
 
+// A service that starts does not wait for another's transaction, whose owner may hang.
+func TestATableIsCaughtUpBesideAnOpenTransaction(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t, kafkatest.AnyBroker())
+	c := k.Cluster(t, topic.Renderer)
+	ctx := contextOf(t)
+	k.Produce(t, tick(t, c, 0, 1))
+	hanging, err := c.TransactionalProducer("hanging")
+	require.NoError(t, err)
+	defer hanging.Close()
+	require.NoError(t, hanging.BeginTransaction())
+	require.NoError(t, hanging.ProduceSync(ctx, tick(t, c, 0, 2)).FirstErr())
+
+	seen := 0
+	table := c.Table([]topic.Name{topic.Ticks}, func(*kgo.Record) error { seen++; return nil })
+	runCtx, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- table.Run(runCtx) }()
+	require.NoError(t, table.CaughtUpStable(ctx))
+	// (It would fail, had it timed out meanwhile.)
+	require.NoError(t, hanging.EndTransaction(ctx, kgo.TryCommit))
+	require.NoError(t, table.CaughtUp(ctx))
+	stop()
+	require.NoError(t, <-ended)
+	require.Equal(t, 2, seen)
+}
+
 func TestReadPartitionReadsARangeOnce(t *testing.T) {
 	t.Parallel()
 	k := kafkatest.Start(t, kafkatest.AnyBroker())

@@ -161,8 +161,20 @@ func (t *Table) starts(ctx context.Context) (kadm.ListedOffsets, error) {
 // CaughtUp blocks until all that was in the topics at the moment of the call has
 // been applied. It returns ctx's error, or why Run ended.
 func (t *Table) CaughtUp(ctx context.Context) error {
-	mark, err := t.c.HighWatermarks(ctx, t.names...)
-	for pause := newBackoff(); err != nil; mark, err = t.c.HighWatermarks(ctx, t.names...) {
+	return t.caughtUp(ctx, t.c.HighWatermarks)
+}
+
+// CaughtUpStable is CaughtUp for who knows as much as somebody who has read all along:
+// it does not wait for transactions that were open at the moment of the call, nor for
+// what lies behind them, which their owner's standstill may keep back until they
+// time out.
+func (t *Table) CaughtUpStable(ctx context.Context) error {
+	return t.caughtUp(ctx, t.c.LastStable)
+}
+
+func (t *Table) caughtUp(ctx context.Context, ends func(context.Context, ...topic.Name) (Mark, error)) error {
+	mark, err := ends(ctx, t.names...)
+	for pause := newBackoff(); err != nil; mark, err = ends(ctx, t.names...) {
 		if !pause.wait(ctx, nil) {
 			return ctx.Err()
 		}
