@@ -1,9 +1,12 @@
 package drill
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"reflect"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -97,21 +100,45 @@ type snapshot struct {
 	claims []claim
 }
 
-// claimed notes what a sender had claimed when it died. How much of it had no
-// outcome is counted at the end, when the outcomes are known.
+// claimed notes what a sender had claimed when it died or was paused. How much of it
+// had no outcome is counted at the end, when the outcomes are known. A claim that was
+// on its way counts too: the broker is asked until it says the same twice.
 func (d *drill) claimed(m *member, i *incident) {
 	s := snapshot{at: time.Now(), i: i}
 	ctx, cancel := context.WithTimeout(d.ctx, 5*time.Second)
 	defer cancel()
+	for again := false; ; again = true {
+		claims, err := d.claims(ctx, m)
+		if err != nil {
+			return
+		}
+		same := again && reflect.DeepEqual(claims, s.claims)
+		s.claims = claims
+		if same {
+			break
+		}
+		if !every(ctx, 100*time.Millisecond) {
+			return
+		}
+	}
+	i.Seen = true
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.snapshots = append(d.snapshots, s)
+}
+
+// claims are what a sender has claimed in the partitions that it holds, in order.
+func (d *drill) claims(ctx context.Context, m *member) ([]claim, error) {
 	group := string(topic.GroupSender)
 	held, err := d.held(ctx, group, m)
 	if err != nil {
-		return
+		return nil, err
 	}
 	committed, err := d.kafka.FetchOffsets(ctx, d.namespace+"."+group)
 	if err != nil {
-		return
+		return nil, err
 	}
+	var claims []claim
 	for t, partitions := range held {
 		for _, p := range partitions {
 			c, ok := committed.Lookup(t, p)
@@ -126,11 +153,11 @@ func (d *drill) claimed(m *member, i *incident) {
 			for _, o := range meta.Open {
 				one.Open[o] = true
 			}
-			s.claims = append(s.claims, one)
+			claims = append(claims, one)
 		}
 	}
-	i.Seen = true
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.snapshots = append(d.snapshots, s)
+	slices.SortFunc(claims, func(a, b claim) int {
+		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
+	})
+	return claims, nil
 }
