@@ -41,7 +41,7 @@ const maxPoll = 2000
 
 // pace is how long records may wait for others, so that a batch of the person loop
 // is worth a transaction.
-const pace = 25 * time.Millisecond
+const pace = 60 * time.Millisecond
 
 // Service is one instance of the resolver.
 type Service struct {

@@ -136,7 +136,7 @@ func (l *claimLoop) run(ctx context.Context) error {
 	l.producer, err = l.c.Producer(
 		// An outcome may wait this long for company: it holds up nothing but its
 		// own place in the window.
-		kgo.ProducerLinger(2 * time.Millisecond))
+		kgo.ProducerLinger(6 * time.Millisecond))
 	if err != nil {
 		return err
 	}
