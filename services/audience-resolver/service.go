@@ -97,7 +97,8 @@ func (s *Service) Run(ctx context.Context) error {
 
 	defs := definitions.NewStore(s.cluster)
 	view := runs.NewView()
-	table := s.cluster.Table([]topic.Name{topic.Runs}, func(r *kgo.Record) error { return applyRun(s.cluster, view, s.tel.Log, r) })
+	table := s.cluster.Table([]topic.Name{topic.Runs}, func(r *kgo.Record) error { return applyRun(s.cluster, view, s.tel.Log, r) },
+		kafka.TablePace(pace))
 	loops.Go(func() error { return untilStopped(defs.Run(behind), behind) })
 	loops.Go(func() error { return untilStopped(table.Run(behind), behind) })
 

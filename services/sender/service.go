@@ -61,7 +61,7 @@ func (s *Service) Run(ctx context.Context) error {
 
 	stops := newStops()
 	tables := []*kafka.Table{
-		s.cluster.Table([]topic.Name{topic.Runs}, stops.runs(s.cluster)),
+		s.cluster.Table([]topic.Name{topic.Runs}, stops.runs(s.cluster), kafka.TablePace(stopsPace)),
 		s.cluster.Table([]topic.Name{topic.Engagements}, stops.unsubscribes(s.cluster), kafka.TableFrom(time.Now().Add(-remembered))),
 	}
 	all, ctx := errgroup.WithContext(ctx)
@@ -96,6 +96,10 @@ func (s *Service) Run(ctx context.Context) error {
 	})
 	return all.Wait()
 }
+
+// stopsPace is how often the sender looks for runs that were stopped, among the counts
+// of all runs.
+const stopsPace = 200 * time.Millisecond
 
 // now is the sender's clock, in the precision that records keep.
 func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }

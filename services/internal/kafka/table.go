@@ -21,6 +21,7 @@ type Table struct {
 	names []topic.Name
 	apply func(*kgo.Record) error
 	from  time.Time
+	pace  time.Duration
 
 	mu      sync.Mutex
 	at      map[string]map[int32]int64 // next offset to apply; nil until Run knows where it starts
@@ -28,12 +29,17 @@ type Table struct {
 	stopped error                      // why Run ended
 }
 
-// TableOption changes where a table starts.
+// TableOption changes where a table starts, and how often it reads.
 type TableOption func(*Table)
 
 // TableFrom starts at the first records produced at or after t instead of the
 // beginning.
 func TableFrom(t time.Time) TableOption { return func(table *Table) { table.from = t } }
+
+// TablePace sets the least time between two polls; none unless given. Each instance of
+// a service reads all of a table: what each of them writes all the time would be a
+// fetch, each time, for each of them.
+func TablePace(d time.Duration) TableOption { return func(table *Table) { table.pace = d } }
 
 // Table returns a table of these topics. Apply is called for one record at a time,
 // in order within each partition, from the goroutine of Run; a nil Value is a
@@ -115,6 +121,7 @@ func (t *Table) Run(ctx context.Context) (err error) {
 		if applyErr != nil && ctx.Err() == nil {
 			return applyErr
 		}
+		waitFor(ctx, t.pace, nil)
 	}
 	return nil
 }
