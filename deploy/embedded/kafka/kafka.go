@@ -147,6 +147,9 @@ func Open(ctx context.Context, o Options) (_ *Broker, err error) {
 		if orphans, err = finishCommit(o.Dir, orphans); err != nil {
 			return nil, fmt.Errorf("opening kafka: finishing what the killed broker was committing: %w", err)
 		}
+		if err := restoreMembers(o.Dir); err != nil {
+			return nil, fmt.Errorf("opening kafka: reading who was a member of the killed broker's groups: %w", err)
+		}
 		if n := found - len(orphans); n > 0 {
 			o.Logger.Info("commit of the killed broker finished", "partitions", n)
 		}
@@ -161,6 +164,10 @@ func Open(ctx context.Context, o Options) (_ *Broker, err error) {
 	b.boundFetches()
 	if b.commits, err = watchCommits(b.cluster, o.Dir, o.Logger); err != nil {
 		b.cluster.Close()
+		return nil, fmt.Errorf("opening kafka: %w", err)
+	}
+	if err = watchMembers(b.cluster, o.Dir, o.Logger); err != nil {
+		b.shut()
 		return nil, fmt.Errorf("opening kafka: %w", err)
 	}
 	b.client, err = kgo.NewClient(

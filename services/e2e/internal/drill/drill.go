@@ -55,8 +55,8 @@ What must hold, or the exit code is 1 and the bar is named:
   missing      everybody in the audience is excluded with a reason or has an ending; who was accepted has a mail, and who has a mail
                is accepted or uncertain
   uncertain    at most 128 for each kill or pause of a sender, none otherwise; under at_least_once only who was not to be asked for again,
-               having unsubscribed say. (The embedded broker forgets who was a member of a group, so its kill counts like one of
-               every sender; Kafka's does not.)
+               having unsubscribed say. (The embedded broker, killed while senders share out their work anew, forgets who they are, so
+               its kill may count like one of every sender; Kafka's does not.)
   balance      the resolver's counters and ClickHouse's count are equal in every class
   back         each service is at work within 5 s (--back) of its restart: ready, and every loop has dealt with a record or has none waiting. What
                the stack was away is taken off, and the time in which another instance of that service hangs: Kafka shares out a

@@ -283,7 +283,7 @@ func (v *verdict) attribute(f *facts, limit int) {
 		}); n >= 0 {
 			senders[n].Left++
 		} else if n := slices.IndexFunc(stacks, func(i *incident) bool { return meanwhile(i, u) }); n >= 0 {
-			// The embedded broker forgets who was a member of a group: each sender
+			// The embedded broker, killed in a rebalance, forgets who was a member: each sender
 			// loses its claims as if it had died, those included that it knows it has not called.
 			stacks[n].Left++
 		} else {
