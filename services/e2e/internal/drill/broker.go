@@ -103,9 +103,9 @@ type snapshot struct {
 // claimed notes what a sender had claimed when it died or was paused. How much of it
 // had no outcome is counted at the end, when the outcomes are known. A claim that was
 // on its way counts too: the broker is asked until it says the same twice.
-func (d *drill) claimed(m *member, i *incident) {
+func (d *drill) claimed(m *member, i *incident, while time.Duration) {
 	s := snapshot{at: time.Now(), i: i}
-	ctx, cancel := context.WithTimeout(d.ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(d.ctx, 10*time.Second)
 	defer cancel()
 	for again := false; ; again = true {
 		claims, err := d.claims(ctx, m)
@@ -117,7 +117,7 @@ func (d *drill) claimed(m *member, i *incident) {
 		if same {
 			break
 		}
-		if !every(ctx, 100*time.Millisecond) {
+		if !every(ctx, while) {
 			return
 		}
 	}
@@ -139,23 +139,24 @@ func (d *drill) claims(ctx context.Context, m *member) ([]claim, error) {
 		return nil, err
 	}
 	var claims []claim
-	for t, partitions := range held {
-		for _, p := range partitions {
-			c, ok := committed.Lookup(t, p)
-			var meta struct {
-				To   int64   `json:"to"`
-				Open []int64 `json:"open"`
-			}
-			if !ok || c.Metadata == "" || json.Unmarshal([]byte(c.Metadata), &meta) != nil || meta.To < c.At {
-				continue
-			}
-			one := claim{Topic: t[len(d.namespace)+1:], Partition: p, From: c.At, To: meta.To, Open: map[int64]bool{}}
-			for _, o := range meta.Open {
-				one.Open[o] = true
-			}
-			claims = append(claims, one)
+	committed.Each(func(c kadm.OffsetResponse) {
+		// While the group shares its work out anew nobody says who holds what.
+		if len(held) > 0 && !slices.Contains(held[c.Topic], c.Partition) {
+			return
 		}
-	}
+		var meta struct {
+			To   int64   `json:"to"`
+			Open []int64 `json:"open"`
+		}
+		if c.Metadata == "" || json.Unmarshal([]byte(c.Metadata), &meta) != nil || meta.To < c.At {
+			return
+		}
+		one := claim{Topic: c.Topic[len(d.namespace)+1:], Partition: c.Partition, From: c.At, To: meta.To, Open: map[int64]bool{}}
+		for _, o := range meta.Open {
+			one.Open[o] = true
+		}
+		claims = append(claims, one)
+	})
 	slices.SortFunc(claims, func(a, b claim) int {
 		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
 	})

@@ -134,7 +134,7 @@ func (m *member) keep() {
 		}
 		m.mu.Unlock()
 		if m.service == "sender" {
-			m.d.claimed(m, i) // before somebody goes on with it
+			m.d.claimed(m, i, 100*time.Millisecond) // before somebody goes on with it
 		}
 		if i.Kind == ended {
 			time.Sleep(200 * time.Millisecond) // as a supervisor does
@@ -174,10 +174,10 @@ func (m *member) freeze(i *incident, long time.Duration) {
 	m.note('p')
 	m.mu.Unlock()
 	if m.service == "sender" {
-		m.d.claimed(m, i)
+		m.d.claimed(m, i, 2*time.Second)
 	}
 	select {
-	case <-time.After(long):
+	case <-time.After(long - (m.d.since() - i.At)):
 	case <-m.d.ctx.Done():
 	}
 	m.mu.Lock()
