@@ -102,7 +102,8 @@ type snapshot struct {
 
 // claimed notes what a sender had claimed when it died or was paused. How much of it
 // had no outcome is counted at the end, when the outcomes are known. A claim that was
-// on its way counts too: the broker is asked until it says the same twice.
+// on its way counts too: the broker is asked until it says the same after a while,
+// in which nobody else goes on with it.
 func (d *drill) claimed(m *member, i *incident, while time.Duration) {
 	s := snapshot{at: time.Now(), i: i}
 	ctx, cancel := context.WithTimeout(d.ctx, 10*time.Second)
