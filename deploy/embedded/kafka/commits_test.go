@@ -87,9 +87,7 @@ func TestAKillInTheMiddleOfACommitLeavesItWhole(t *testing.T) {
 				require.NoError(t, os.WriteFile(filepath.Join(dir, file), content, 0o644))
 			}
 			if c.torn != "" {
-				info, err := os.Stat(filepath.Join(dir, c.torn))
-				require.NoError(t, err)
-				require.NoError(t, os.Truncate(filepath.Join(dir, c.torn), info.Size()-11))
+				tear(t, filepath.Join(dir, c.torn), 11)
 			}
 			for range 2 { // killed once more, it is the same
 				addr, kill := startChild(t, dir)

@@ -94,6 +94,14 @@ func TestABatchThatIsSentAgainAfterAKillIsInTheLogOnce(t *testing.T) {
 	assert.EqualValues(t, 3, endOffset(t, addr, "shop.retries.email"))
 }
 
+// tear takes the last bytes from a file, as a kill does that comes while it is written.
+func tear(t *testing.T, path string, bytes int64) {
+	t.Helper()
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	require.NoError(t, os.Truncate(path, info.Size()-bytes))
+}
+
 // A batch of which only a part was written is not in the log, so it is taken again.
 func TestATornBatchIsTakenAgain(t *testing.T) {
 	t.Parallel()
@@ -106,10 +114,7 @@ func TestATornBatchIsTakenAgain(t *testing.T) {
 		require.NoError(t, err)
 	}
 	kill()
-	log := filepath.Join(dir, "partitions", "shop.events-0", "0.dat")
-	info, err := os.Stat(log)
-	require.NoError(t, err)
-	require.NoError(t, os.Truncate(log, info.Size()-5))
+	tear(t, filepath.Join(dir, "partitions", "shop.events-0", "0.dat"), 5)
 
 	addr, _ = startChild(t, dir)
 	at, err := p.write(addr, "shop.events", 1, "a value of some length")
@@ -133,10 +138,7 @@ func TestATransactionWithATornMarkerIsAborted(t *testing.T) {
 	}
 	commit("a=torn")
 	kill()
-	log := filepath.Join(dir, "partitions", "shop.events-0", "0.dat")
-	info, err := os.Stat(log)
-	require.NoError(t, err)
-	require.NoError(t, os.Truncate(log, info.Size()-5))
+	tear(t, filepath.Join(dir, "partitions", "shop.events-0", "0.dat"), 5)
 
 	addr, kill = startChild(t, dir)
 	commit("b=2")
