@@ -20,8 +20,10 @@ const (
 	stallPatience = 2 * time.Minute
 	// Beyond the session timeout, so that the group goes on without whoever is paused.
 	pauseMargin = 4 * time.Second
-	// When nothing moves for so long, and everybody is up, the next event comes all the same.
-	stalled = 3 * time.Second
+	// When nothing moves for so long, and everybody is up, the next event comes all the same;
+	// before the first mail later, for who is killed then has nothing in hand.
+	stalled  = 3 * time.Second
+	notBegun = 30 * time.Second
 )
 
 // run does the drill. What it started is left running.
@@ -213,7 +215,11 @@ func (d *drill) send(s schedule) error {
 			drops = drops[1:]
 			d.drop()
 		}
-		quiet := time.Since(moved) > stalled && d.allBack()
+		still := stalled
+		if share == 0 {
+			still = notBegun
+		}
+		quiet := time.Since(moved) > still && d.allBack()
 		if len(events) > 0 && (share >= events[0].At || quiet) {
 			d.do(events[0])
 			events = events[1:]
@@ -261,7 +267,7 @@ func (d *drill) allBack() bool {
 func (d *drill) follow(ctx context.Context, progress chan<- status) {
 	var asked time.Time
 	var at int64 = d.indexFrom
-	mails := 0
+	mails := int64(0)
 	pace := time.Second
 	if d.index == "" {
 		pace = 300 * time.Millisecond
@@ -272,7 +278,12 @@ func (d *drill) follow(ctx context.Context, progress chan<- status) {
 				if _, err := f.Seek(at, io.SeekStart); err == nil {
 					more, _ := io.ReadAll(f)
 					at += int64(len(more))
-					mails += bytes.Count(more, []byte{'\n'})
+					if n := int64(bytes.Count(more, []byte{'\n'})); n > 0 {
+						mails += n
+						d.mu.Lock()
+						d.mailed = time.Now()
+						d.mu.Unlock()
+					}
 				}
 				f.Close()
 			}
@@ -294,6 +305,13 @@ func (d *drill) follow(ctx context.Context, progress chan<- status) {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// mailing reports whether mails arrive at this moment.
+func (d *drill) mailing() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return time.Since(d.mailed) < 100*time.Millisecond
 }
 
 func (d *drill) progressed(share float64) {
@@ -324,6 +342,9 @@ func (d *drill) do(e planned) {
 	}
 	d.patiently(m.back)
 	every(d.ctx, e.Delay)
+	if d.sabotage != "" && e.Service == topic.Sender && d.index != "" {
+		d.patiently(func() bool { return d.mailing() || d.share() > 0.98 }) // only what it has in hand can be sent twice
+	}
 	i := &incident{Kind: e.Kind, Service: e.Service, Instance: e.Instance, Share: d.share()}
 	d.record(i)
 	if e.Kind == paused {
