@@ -8,6 +8,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
@@ -175,6 +176,11 @@ type claimPartition struct {
 
 	offset   int64 // as committed
 	metadata string
+}
+
+// source is the partition as outcomes name it.
+func (p *claimPartition) source() event.Source {
+	return event.Source{Topic: string(p.name), Partition: p.number}
 }
 
 func (p *claimPartition) at(i int) *claimItem { return p.items[i-p.popped] }

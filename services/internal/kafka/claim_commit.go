@@ -24,6 +24,9 @@ type claim struct {
 	// Open lists records up to To that were not called: they needed no call and
 	// await their outcome's acknowledgement, or their claim was given back.
 	Open []int64 `json:"open,omitempty"`
+	// By is the loop that claimed. If it is given the partition again after it had
+	// lost it, it knows which of these records it did not call (untouched).
+	By string `json:"by,omitempty"`
 }
 
 // maxMetadataBytes is Kafka's default offset.metadata.max.bytes.
@@ -31,7 +34,7 @@ const maxMetadataBytes = 4096
 
 // claim returns the offset of the first unsettled record and the metadata that
 // belongs to it, and forgets the settled records before it.
-func (p *claimPartition) claim() (int64, string) {
+func (p *claimPartition) claim(by string) (int64, string) {
 	done := 0
 	for done < len(p.items) && p.items[done].state == itemSettled {
 		done++
@@ -55,7 +58,7 @@ func (p *claimPartition) claim() (int64, string) {
 	if last < 0 {
 		return offset, "" // none of these was claimed
 	}
-	c := claim{To: p.items[last].offset, Scan: -1}
+	c := claim{To: p.items[last].offset, Scan: -1, By: by}
 	for _, item := range p.items[:last+1] {
 		switch {
 		case item.state == itemFresh || item.state == itemSpared:
@@ -128,7 +131,7 @@ func (l *claimLoop) commit(now time.Time, proposal []*claimItem) bool {
 		if !p.dirty || p.recovered != nil {
 			continue
 		}
-		offset, metadata := p.claim()
+		offset, metadata := p.claim(l.name)
 		if crash.Sabotaged(crash.Claim) {
 			metadata = "" // what is called now is claimed by nobody
 		}
@@ -226,8 +229,9 @@ func (l *claimLoop) refused(err error) {
 		l.c.log.Warn("claim refused: the group has gone on without this member", "group", string(l.o.Group), "error", err.Error())
 	case passing(err), errors.Is(err, context.Canceled), errors.Is(err, kgo.ErrClientClosed):
 		// Whether it was applied is not known. If it was, its records are listed
-		// as claimed and not called until the next commit says otherwise. The
-		// pause lets a request that is still on the wire arrive first.
+		// as claimed and not called until the next commit says otherwise, or this
+		// loop is assigned them again. The pause lets a request that is still on the
+		// wire arrive first.
 		l.metrics.commits.WithLabelValues("failed").Inc()
 		l.c.tel.Health.Set("claims", err)
 		l.commitFrom = time.Now().Add(l.commitWait.next)

@@ -3,6 +3,9 @@ package kafka
 import (
 	"context"
 	"fmt"
+	"maps"
+	"math/rand/v2"
+	"strconv"
 	"sync"
 	"time"
 
@@ -11,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/kversion"
 
+	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
@@ -27,6 +31,7 @@ type release struct {
 type claimLoop struct {
 	*membership
 	o       ClaimOptions
+	name    string // its own, and of no other loop ever
 	window  int
 	valid   time.Duration // from claim to the beginning of the call
 	metrics *claimMetrics
@@ -45,6 +50,7 @@ type claimLoop struct {
 	denied     bool // the membership is over, and the callback that says so is on its way
 	held       map[string]map[int32]*claimPartition
 	order      []*claimPartition
+	untouched  map[event.Source]map[int64]bool // of each partition that was let go, without offset: offsets nobody was called for
 	turn       int
 	ends       map[int32]int64 // known ends of the partitions of outcomes
 	reserve    []*claimItem    // claimed, waiting for a free connection
@@ -81,7 +87,7 @@ type claimMetrics struct {
 func newClaimLoop(c *Cluster, o ClaimOptions) *claimLoop {
 	r := c.tel.Registry
 	l := &claimLoop{
-		o:      o,
+		o: o, name: strconv.FormatUint(rand.Uint64(), 36),
 		window: 2 * o.Connections, valid: c.cfg.SessionTimeout / 2,
 		metrics: &claimMetrics{
 			commits: register(r, prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -99,7 +105,8 @@ func newClaimLoop(c *Cluster, o ClaimOptions) *claimLoop {
 		},
 		opened: make(chan struct{}), ended: make(chan struct{}),
 		wake: make(chan struct{}, 1), held: map[string]map[int32]*claimPartition{}, ends: map[int32]int64{},
-		calls: make(chan *claimItem, o.Connections), poll: make(chan struct{}, 1),
+		untouched: map[event.Source]map[int64]bool{},
+		calls:     make(chan *claimItem, o.Connections), poll: make(chan struct{}, 1),
 		commitWait: *newBackoff(),
 	}
 	l.membership = c.newMembership(o.Group, c.metrics.stage(string(o.Group)), func(err error) {
@@ -632,6 +639,7 @@ func (l *claimLoop) drop() {
 			paused[p.topic] = append(paused[p.topic], p.number)
 		}
 		l.c.tel.Health.Set("reading "+string(p.name), nil)
+		l.remember(p)
 	}
 	if len(paused) > 0 {
 		l.consumer.ResumeFetchPartitions(paused) // the client would remember it
@@ -639,6 +647,22 @@ func (l *claimLoop) drop() {
 	// Calls that outlived the release stay in hand: they still end and write what
 	// came of them, without a commit.
 	l.held, l.order = map[string]map[int32]*claimPartition{}, nil
+}
+
+// remember keeps which records of a partition nobody was called for, though a claim
+// of theirs may stand: one that was given back when no commit could say so any more,
+// or that was written by a coordinator which did not live to answer.
+func (l *claimLoop) remember(p *claimPartition) {
+	if p.recovered != nil {
+		return // nothing was called since it was last remembered
+	}
+	untouched := map[int64]bool{}
+	for _, item := range p.items {
+		if item.state == itemFresh {
+			untouched[item.offset] = true
+		}
+	}
+	l.untouched[p.source()] = untouched
 }
 
 // nextLook is when something becomes due by itself.
@@ -784,6 +808,9 @@ func (l *claimLoop) onFetched(ctx context.Context, committed []committedOffset) 
 			l.ends[n] = max(l.ends[n], end)
 		}
 		for _, p := range partitions {
+			if rec := p.recovered; rec != nil && rec.claim.By == l.name {
+				maps.Copy(rec.open, l.untouched[p.source()])
+			}
 			if l.held[p.topic] == nil {
 				l.held[p.topic] = map[int32]*claimPartition{}
 			}

@@ -65,7 +65,7 @@ func (l *claimLoop) recover(ctx context.Context, committed []committedOffset) ([
 		if at, ok := scan[o.partition]; !ok || rec.claim.Scan < at {
 			scan[o.partition] = rec.claim.Scan
 		}
-		bySource[event.Source{Topic: string(o.topic), Partition: o.partition}] = rec
+		bySource[p.source()] = rec
 	}
 	ends, err := l.outcomeEnds(ctx)
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
@@ -478,23 +479,24 @@ func TestRecoverySeesBehindAnotherWritersTransaction(t *testing.T) {
 	}
 }
 
-// holdHeartbeats keeps the heartbeats of an instance from the coordinator, as a
-// paused process does.
-func holdHeartbeats(k *kafkatest.Kafka, member string) {
-	k.Fake.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {
+// holdHeartbeats keeps an instance from the coordinator, as a pause of its process
+// does, until it is let go.
+func holdHeartbeats(k *kafkatest.Kafka, member string) (letGo func()) {
+	var free atomic.Bool
+	hold := func(id *string) (kmsg.Response, error, bool) {
 		k.Fake.KeepControl()
-		if id := req.(*kmsg.HeartbeatRequest).InstanceID; id != nil && *id == member {
+		if !free.Load() && id != nil && *id == member {
 			return nil, errors.New("paused"), true
 		}
 		return nil, nil, false
+	}
+	k.Fake.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		return hold(req.(*kmsg.HeartbeatRequest).InstanceID)
 	})
 	k.Fake.ControlKey(int16(kmsg.JoinGroup), func(req kmsg.Request) (kmsg.Response, error, bool) {
-		k.Fake.KeepControl()
-		if id := req.(*kmsg.JoinGroupRequest).InstanceID; id != nil && *id == member {
-			return nil, errors.New("paused"), true
-		}
-		return nil, nil, false
+		return hold(req.(*kmsg.JoinGroupRequest).InstanceID)
 	})
+	return func() { free.Store(true) }
 }
 
 // A sender that is paused past its session, before or after its claim, calls nobody
@@ -968,6 +970,100 @@ func TestWithoutAClaimNoCall(t *testing.T) {
 	refuse.Store(false)
 	requireAtRest(t, k)
 	require.Equal(t, 20, p.total())
+}
+
+// A coordinator that writes a claim down and does not live to answer, and a session
+// that ends before anybody could say more: whoever claimed is assigned the partitions
+// again and knows that it called nobody. All are called once.
+func TestAClaimWithoutAnAnswerLeavesNobodyUncertain(t *testing.T) {
+	t.Parallel()
+	const witness = 8 // the version of the request that this test sends itself
+	k := kafkatest.Start(t)
+	claims := make(chan *kmsg.OffsetCommitRequest, 1)
+	var present atomic.Bool // commits are answered
+	k.Fake.ControlKey(int16(kmsg.OffsetCommit), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		k.Fake.KeepControl()
+		if present.Load() || req.GetVersion() == witness {
+			return nil, nil, false
+		}
+		select {
+		case claims <- req.(*kmsg.OffsetCommitRequest):
+		default:
+		}
+		return nil, errors.New("killed"), true
+	})
+	users := put(t, k, 40, nil)
+	p := &provider{}
+	s := send(t, k, p, connections(4))
+	var claim kmsg.OffsetCommitRequest
+	select {
+	case c := <-claims:
+		claim = *c
+	case <-time.After(kafkatest.Patience):
+		t.Fatal("no claim")
+	}
+	versions := kversion.Tip()
+	versions.SetMaxKeyVersion(int16(kmsg.OffsetCommit), witness)
+	cl, err := kgo.NewClient(kgo.SeedBrokers(k.Fake.ListenAddrs()...), kgo.MaxVersions(versions))
+	require.NoError(t, err)
+	defer cl.Close()
+	resp, err := claim.RequestWith(t.Context(), cl)
+	require.NoError(t, err)
+	for _, t1 := range resp.Topics {
+		for _, part := range t1.Partitions {
+			require.Zero(t, part.ErrorCode)
+		}
+	}
+	require.Positive(t, claimed(t, k))
+	k.Fake.ControlKey(int16(kmsg.JoinGroup), func(kmsg.Request) (kmsg.Response, error, bool) {
+		present.Store(true)
+		return nil, nil, false
+	})
+	k.Fake.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		resp := req.ResponseKind().(*kmsg.HeartbeatResponse)
+		resp.ErrorCode = kerr.UnknownMemberID.Code
+		return resp, nil, true
+	})
+	requireAtRest(t, k)
+	got := outcomes(t, k)
+	for _, u := range users {
+		require.Equal(t, []string{"accepted"}, got[u], u)
+		require.Equal(t, 1, p.asked()[u], u)
+	}
+	require.Zero(t, metric(t, s.tel, "claim_unresolved_total", ""))
+}
+
+// What a sender remembers of partitions that it has lost says nothing about the claims
+// of whoever had them since: whom that one called is not called again.
+func TestWhoLostAPartitionKnowsNothingOfItsHeirsCalls(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	users := put(t, k, 60, nil)
+	hold := make(chan struct{})
+	first := &provider{answer: func(context.Context, *event.Message, int) (string, error) { <-hold; return "accepted", nil }}
+	send(t, k, first, asInstance("a"), session(time.Second), connections(8))
+	kafkatest.Eventually(t, func() bool { return first.inFlight() == 8 }, "no calls")
+	letGo := holdHeartbeats(k, "sender-a")
+	kafkatest.Eventually(t, func() bool {
+		groups, err := k.Admin().DescribeGroups(t.Context(), topic.GroupSender.In(k.Config().Namespace))
+		return err == nil && len(groups[topic.GroupSender.In(k.Config().Namespace)].Members) == 0
+	}, "its session does not end")
+	close(hold)
+	second := &provider{}
+	var dead atomic.Int32
+	b := send(t, k, second, asInstance("b"), session(time.Second), connections(8), hook(func(at string, _ *kgo.Record) bool {
+		return at == "called" && dead.Add(1) > 4
+	}))
+	require.ErrorIs(t, b.wait(), kafka.ErrKilled)
+	letGo()
+	requireAtRest(t, k)
+	got := outcomes(t, k)
+	for _, u := range users {
+		require.LessOrEqual(t, first.asked()[u]+second.asked()[u], 1, u)
+		require.Len(t, got[u], 1)
+	}
+	require.Greater(t, first.total(), 8, "it is at work again")
+	require.Positive(t, second.total())
 }
 
 // A second process of the same name takes over at once; the first finds itself
