@@ -177,7 +177,7 @@ func (c *Cluster) transformSession(ctx, work context.Context, o TransformOptions
 	// would wait until that transaction times out.
 	if _, _, err := sess.Client().ProducerID(ctx); err != nil {
 		if ctx.Err() != nil {
-			return nil
+			return l.cause()
 		}
 		return l.sessionError("opening the transactional id", err)
 	}
@@ -185,13 +185,21 @@ func (c *Cluster) transformSession(ctx, work context.Context, o TransformOptions
 	for {
 		c.tel.Health.Beat(component, maxTurn)
 		err := l.turn()
-		if cause := context.Cause(ctx); cause != nil && !isContext(cause) {
-			return cause // a hook has ended the loop
+		if cause := l.cause(); cause != nil {
+			return cause
 		}
 		if err != nil || ctx.Err() != nil {
 			return err
 		}
 	}
+}
+
+// cause is why a hook has ended the loop; nil if none has.
+func (l *transformLoop) cause() error {
+	if cause := context.Cause(l.ctx); !isContext(cause) {
+		return cause
+	}
+	return nil
 }
 
 // turn is one batch, from poll to commit.
