@@ -18,5 +18,11 @@ var ErrKilled = errKilled
 // TelemetryOf returns what the cluster reports to.
 func TelemetryOf(c *Cluster) *telemetry.Telemetry { return c.tel }
 
+// Apart is how far batches are from one another.
+var Apart = apart
+
+// Lingers is how long a member lingers.
+var Lingers = lingers
+
 // Sized is what bounds the next batch.
 var Sized = sized

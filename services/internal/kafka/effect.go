@@ -39,7 +39,8 @@ type EffectOptions struct {
 	// exceed it by one poll.
 	MaxPollBytes int
 	// Linger is how long further polls may join the first of a batch, up to
-	// MaxPollRecords; 0 takes what the first poll gives.
+	// MaxPollRecords, where one member has all partitions (see lingers); 0 takes what
+	// the first poll gives, as the first batch after an assignment does.
 	Linger time.Duration
 	// Quiet ends Linger early when nothing has come for this long; 0 does not.
 	Quiet time.Duration
@@ -122,6 +123,8 @@ type effectLoop struct {
 	later map[string]map[int32]time.Time
 	wait  time.Duration // how long the next poll may wait
 	size  int           // bounds the next batch
+	// atWork: a batch has been handled since the last assignment.
+	atWork bool
 }
 
 const (
@@ -145,6 +148,16 @@ func sized(size, most, n int, took time.Duration) int {
 	return min(max(size, firstBatch), most)
 }
 
+// lingerMost is the longest that sharing makes a member linger.
+const lingerMost = 5 * time.Second
+
+// lingers is how long a member lingers that owns so many of p partitions: what is done
+// outside costs about the same for one record as for a thousand, so all members
+// together shall do it about as often as one would.
+func lingers(linger time.Duration, own, p int) time.Duration {
+	return max(linger, min(linger*time.Duration(p)/time.Duration(max(own, 1)), lingerMost))
+}
+
 // effectRecord is a record with the last of those that are done with it: itself and
 // the control records that follow it.
 type effectRecord struct {
@@ -153,7 +166,11 @@ type effectRecord struct {
 
 // turn is one batch, from poll to commit.
 func (l *effectLoop) turn() error {
-	fetches := l.gather(l.ctx, l.cl.PollRecords, l.size, l.o.MaxPollBytes, l.o.Linger, l.wait)
+	linger := time.Duration(0) // whoever has just taken over is behind, and is waited for
+	if l.atWork {
+		linger = lingers(l.o.Linger, l.own(), l.c.P())
+	}
+	fetches := l.gather(l.ctx, l.cl.PollRecords, l.size, l.o.MaxPollBytes, linger, l.wait)
 	// I3: nothing is in flight when this runs: every commit has been answered.
 	defer l.letGo(l.cl.AllowRebalance)
 	defer l.resume()
@@ -167,6 +184,7 @@ func (l *effectLoop) turn() error {
 	start := time.Now()
 	err := l.handle(recs)
 	l.size = sized(l.size, l.o.MaxPollRecords, fetches.NumRecords(), time.Since(start))
+	l.atWork = l.atWork || len(recs) > 0
 	return errors.Join(err, l.commit(l.work))
 }
 
@@ -410,4 +428,5 @@ func (l *effectLoop) onGone(cl *kgo.Client, partitions map[string][]int32, order
 		}
 	}
 	l.later = map[string]map[int32]time.Time{}
+	l.atWork = false
 }

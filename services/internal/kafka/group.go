@@ -75,6 +75,13 @@ func (m *membership) assigned(partitions map[string][]int32) {
 	m.c.log.Info("partitions assigned", "group", string(m.group), "partitions", len(union(partitions)))
 }
 
+// own is how many person partitions are assigned.
+func (m *membership) own() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(union(m.partitions))
+}
+
 func (m *membership) gone(_ *kgo.Client, partitions map[string][]int32, orderly bool) {
 	m.mu.Lock()
 	m.partitions = nil

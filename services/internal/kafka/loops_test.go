@@ -606,15 +606,21 @@ func TestLingerGathersABatch(t *testing.T) {
 			}),
 		})
 	})
+	next := func(wanted int, otherwise string) {
+		t.Helper()
+		select {
+		case n := <-batches:
+			require.Equal(t, wanted, n)
+		case <-time.After(kafkatest.Patience):
+			t.Fatal(otherwise)
+		}
+	}
+	k.Produce(t, tick(t, c, 3, 0))
+	next(1, "the first batch after an assignment lingers")
 	for i := range 3 {
 		k.Produce(t, tick(t, c, int32(i), i)) // three writes, one batch
 	}
-	select {
-	case n := <-batches:
-		require.Equal(t, 3, n)
-	case <-time.After(kafkatest.Patience):
-		t.Fatal("a full batch still lingers")
-	}
+	next(3, "a full batch still lingers")
 }
 
 func TestTooManyDeadLettersStopTheLoop(t *testing.T) {

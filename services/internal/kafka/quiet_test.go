@@ -27,12 +27,14 @@ func TestABatchLingersNoLongerThanRecordsCome(t *testing.T) {
 			}),
 		})
 	})
-	k.Produce(t, tick(t, c, 0, 0))
-	select {
-	case n := <-batches:
-		require.Equal(t, 1, n)
-	case <-time.After(kafkatest.Patience):
-		t.Fatal("the batch waits for records that do not come")
+	for i := range 2 { // the first does not linger at all
+		k.Produce(t, tick(t, c, 0, i))
+		select {
+		case n := <-batches:
+			require.Equal(t, 1, n)
+		case <-time.After(kafkatest.Patience):
+			t.Fatal("the batch waits for records that do not come")
+		}
 	}
 }
 
@@ -87,4 +89,28 @@ func TestTheFirstBatchOfABacklogIsSmall(t *testing.T) {
 	case <-time.After(kafkatest.Patience):
 		t.Fatal("the backlog is not done")
 	}
+}
+
+// All members of a group together do what costs the same for one record as for a
+// thousand about as often as one would, as far as freshness allows.
+func TestWhoHasAPartLingersLonger(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, 2*time.Second, kafka.Lingers(2*time.Second, 12, 12))
+	require.Equal(t, 4*time.Second, kafka.Lingers(2*time.Second, 6, 12))
+	require.Equal(t, 5*time.Second, kafka.Lingers(2*time.Second, 3, 12), "not for ever")
+	require.Equal(t, 2*time.Second, kafka.Lingers(2*time.Second, 12, 0), "before the first assignment")
+	require.Equal(t, 5*time.Second, kafka.Lingers(2*time.Second, 0, 12))
+	require.Equal(t, 10*time.Second, kafka.Lingers(10*time.Second, 3, 12), "what was asked for is no less")
+	require.Zero(t, kafka.Lingers(0, 3, 12))
+}
+
+// The longer a transaction takes to end, the further batches are apart, as far as
+// latency allows.
+func TestBatchesAreFurtherApartWhereTransactionsTakeLong(t *testing.T) {
+	t.Parallel()
+	const pace = 60 * time.Millisecond
+	require.Equal(t, pace, kafka.Apart(pace, 5*time.Millisecond))
+	require.Equal(t, 2*pace, kafka.Apart(pace, 30*time.Millisecond))
+	require.Equal(t, 4*pace, kafka.Apart(pace, time.Second))
+	require.Zero(t, kafka.Apart(0, time.Second), "where no pace is asked for")
 }

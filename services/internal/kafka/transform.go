@@ -80,7 +80,9 @@ type TransformOptions struct {
 	MaxOutputBytes int
 	// Pace is the least time between the beginnings of two batches, unless the
 	// first was full: a batch and its transaction cost about the same with one
-	// record as with hundreds. A record that comes alone is not delayed.
+	// record as with hundreds. A record that comes alone is not delayed. Where
+	// transactions take long, because the machine or the broker is busy, batches
+	// are further apart: see apart.
 	Pace time.Duration
 }
 
@@ -137,7 +139,8 @@ type transformLoop struct {
 	work      context.Context // ends when the drain time is over
 	pause     *backoff
 	paused    map[string][]int32
-	began     time.Time // the last batch that was not full; zero for one that was
+	began     time.Time     // the last batch that was not full; zero for one that was
+	took      time.Duration // a transaction's end, on average
 
 	ownedMu sync.Mutex
 	owned   []int32 // given to Assigned and not to Revoked since
@@ -261,9 +264,16 @@ const afterPace = 2 * time.Millisecond
 
 // pace waits until the next batch may begin, and reports whether it had to.
 func (l *transformLoop) pace() bool {
-	rest := l.o.Pace - time.Since(l.began)
+	rest := apart(l.o.Pace, l.took) - time.Since(l.began)
 	waitFor(l.ctx, rest, nil)
 	return rest > 0
+}
+
+// apart is how far the beginnings of two batches are to be from one another: at least
+// the pace, and so far that no more than a quarter of the time goes into ending
+// transactions, of which the busier everything is the fewer shall be.
+func apart(pace, took time.Duration) time.Duration {
+	return max(pace, min(4*took, 4*pace))
 }
 
 // data returns the records to be handled, and the number of all: control records
@@ -327,7 +337,11 @@ func (l *transformLoop) rewind() error {
 // commit makes outputs and offsets durable as one, or neither.
 func (l *transformLoop) commit(batch, out []*kgo.Record) error {
 	start := time.Now()
-	defer func() { l.stage.commit.Add(time.Since(start).Seconds()) }()
+	defer func() {
+		took := time.Since(start)
+		l.took += (took - l.took) / 4
+		l.stage.commit.Add(took.Seconds())
+	}()
 
 	if err := l.sess.Begin(); err != nil {
 		l.aborted()

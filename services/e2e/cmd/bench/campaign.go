@@ -205,7 +205,7 @@ func (b *campaignBench) startPipeline() error {
 		"KAFKA_BROKERS": addr["kafka"], "SCHEMA_REGISTRY_URL": "http://" + addr["registry"], "CLICKHOUSE_URL": "http://" + addr["clickhouse"],
 		"AWS_ENDPOINT_URL_S3": "http://" + addr["s3"], "AWS_ACCESS_KEY_ID": "hikyaku", "AWS_SECRET_ACCESS_KEY": "hikyaku-embedded", "AWS_REGION": "us-east-1", "S3_BUCKET": "hikyaku",
 		"SMTP_ADDR": b.smtpAddr, "SMTP_CONNECTIONS": strconv.Itoa(b.connections), "TRACKING_URL": "http://127.0.0.1", // nobody clicks
-		"HIKYAKU_DATA": data, "ALLOW_INSECURE_DEFAULTS": "true", "POLL_INTERVAL": "200ms",
+		"HIKYAKU_DATA": data, "ALLOW_INSECURE_DEFAULTS": "true", "POLL_INTERVAL": "500ms",
 	}
 	if out, err := b.command("provision"); err != nil {
 		return fmt.Errorf("provisioning: %w\n%s", err, out)

@@ -102,6 +102,9 @@ func mutants() []mutant {
 		{"I8", "a call begins under a claim that has grown old", loops + "claim_loop.go",
 			"	return now.Sub(claimedAt) < l.valid && now.Round(0).Sub(claimedAt.Round(0)) < l.valid\n", "	return true\n",
 			internal, "./kafka", "TestZombieNeitherClaimsNorCalls"},
+		{"I8", "a sender takes another's claim for its own", loops + "claim_loop.go",
+			"rec != nil && rec.claim.By == l.name {", "rec != nil {",
+			internal, "./kafka", "TestWhoLostAPartitionKnowsNothingOfItsHeirsCalls"},
 
 		{"I9", "a candidate without a trace does not matter", resolver + "/internal/runs/view.go",
 			"	if accounted != t.Candidates {", "	if false {",
