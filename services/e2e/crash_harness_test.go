@@ -287,6 +287,16 @@ func (c *child) dead() bool {
 	}
 }
 
+// explain says, of a case that has failed, what everybody said at last.
+func (l *lane) explain(t *testing.T) {
+	if !t.Failed() {
+		return
+	}
+	for _, c := range l.children {
+		t.Logf("%s says:\n%s", c.program, tail(c.log()))
+	}
+}
+
 // awaitSignals returns when the service would end cleanly if it were told to, or has
 // ended.
 func (c *child) awaitSignals() {

@@ -189,6 +189,7 @@ func TestDyingAt(t *testing.T) {
 						l = made
 					}
 					l.t = t
+					defer l.explain(t)
 					for _, c := range situations()[p] {
 						for k := range times {
 							if c.name != "" {
