@@ -139,11 +139,8 @@ const (
 // rebalance; after an outage, and on a busy machine, the largest takes many times as
 // long as usual.
 func sized(size, most, n int, took time.Duration) int {
-	switch {
-	case took > batchTime:
-		size = int(float64(n) * batchTime.Seconds() / took.Seconds())
-	case n >= size && took < batchTime/2:
-		size *= 2
+	if took > batchTime || n >= size {
+		size = int(min(float64(n)*batchTime.Seconds()/took.Seconds(), 2*float64(size)))
 	}
 	return min(max(size, firstBatch), most)
 }

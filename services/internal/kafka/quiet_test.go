@@ -48,7 +48,8 @@ func TestABatchIsNoLargerThanWhatTakesASecond(t *testing.T) {
 	}{
 		{"full and quick", 1000, 50_000, 1000, 100 * time.Millisecond, 2000},
 		{"not full", 4000, 50_000, 3999, 100 * time.Millisecond, 4000},
-		{"full, and a second nearly", 4000, 50_000, 4000, 900 * time.Millisecond, 4000},
+		{"full, and a second nearly", 4000, 50_000, 4000, 800 * time.Millisecond, 5000},
+		{"full, and no time at all", 4000, 50_000, 4000, 0, 8000},
 		{"slow", 50_000, 50_000, 30_000, 6 * time.Second, 5000},
 		{"few records and an outage", 50_000, 50_000, 37, time.Minute, 1000},
 		{"as large as it may be", 50_000, 50_000, 50_000, time.Millisecond, 50_000},
