@@ -164,7 +164,11 @@ func TestAMailServerInEveryMoodIsToldOfEverybodyOnce(t *testing.T) {
 		require.Zero(t, b.Failed)
 		copies, silent := p.count()
 		require.Len(t, copies, n, "everybody was asked for")
-		require.Len(t, silent, 2*moodPeople)
+		unanswered := 0
+		for _, times := range silent { // who is asked again may meet silence again
+			unanswered += times
+		}
+		require.Equal(t, 2*moodPeople, unanswered)
 		if campaign == "greeting" {
 			require.EqualValues(t, 2*moodPeople, b.Uncertain)
 			require.EqualValues(t, n-2*moodPeople, b.Accepted)
