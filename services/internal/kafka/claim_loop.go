@@ -3,7 +3,6 @@ package kafka
 import (
 	"context"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"strconv"
 	"sync"
@@ -809,7 +808,11 @@ func (l *claimLoop) onFetched(ctx context.Context, committed []committedOffset) 
 		}
 		for _, p := range partitions {
 			if rec := p.recovered; rec != nil && rec.claim.By == l.name {
-				maps.Copy(rec.open, l.untouched[p.source()])
+				for offset := range l.untouched[p.source()] {
+					if !rec.answered[offset] { // by an heir that lived no longer than that
+						rec.open[offset] = true
+					}
+				}
 			}
 			if l.held[p.topic] == nil {
 				l.held[p.topic] = map[int32]*claimPartition{}
