@@ -273,6 +273,7 @@ func TestACrashBetweenCommitAndStoreIsReplayed(t *testing.T) {
 	stop := s.start("0")
 	s.greeting()
 	s.people(20)
+	s.settled()
 	stop()
 	behind := t.TempDir()
 	require.NoError(t, os.CopyFS(behind, os.DirFS(s.dir("0"))))
