@@ -117,14 +117,14 @@ type effectLoop struct {
 	work      context.Context // ends when the drain time is over
 
 	// done holds the offsets that may be committed and are not yet; later the
-	// partitions set aside, until when. The loop touches them only while it
+	// partitions set aside, until when; atWork tells that a batch has been handled
+	// since the last assignment. The loop touches them only while it
 	// has polled and not let go, onGone runs only while it has not.
-	done  map[string]map[int32]kgo.EpochOffset
-	later map[string]map[int32]time.Time
-	wait  time.Duration // how long the next poll may wait
-	size  int           // bounds the next batch
-	// atWork: a batch has been handled since the last assignment.
+	done   map[string]map[int32]kgo.EpochOffset
+	later  map[string]map[int32]time.Time
 	atWork bool
+	wait   time.Duration // how long the next poll may wait
+	size   int           // bounds the next batch
 }
 
 const (
@@ -155,6 +155,15 @@ func lingers(linger time.Duration, own, p int) time.Duration {
 	return max(linger, min(linger*time.Duration(p)/time.Duration(max(own, 1)), lingerMost))
 }
 
+// linger is how long the batch whose first records have come is gathered. Whoever has
+// just taken over is behind, and is waited for.
+func (l *effectLoop) linger() time.Duration {
+	if !l.atWork {
+		return 0
+	}
+	return lingers(l.o.Linger, l.own(), l.c.P())
+}
+
 // effectRecord is a record with the last of those that are done with it: itself and
 // the control records that follow it.
 type effectRecord struct {
@@ -163,11 +172,7 @@ type effectRecord struct {
 
 // turn is one batch, from poll to commit.
 func (l *effectLoop) turn() error {
-	linger := time.Duration(0) // whoever has just taken over is behind, and is waited for
-	if l.atWork {
-		linger = lingers(l.o.Linger, l.own(), l.c.P())
-	}
-	fetches := l.gather(l.ctx, l.cl.PollRecords, l.size, l.o.MaxPollBytes, linger, l.wait)
+	fetches := l.gather(l.ctx, l.cl.PollRecords, l.size, l.o.MaxPollBytes, l.linger, l.wait)
 	// I3: nothing is in flight when this runs: every commit has been answered.
 	defer l.letGo(l.cl.AllowRebalance)
 	defer l.resume()

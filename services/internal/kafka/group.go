@@ -221,9 +221,10 @@ func (c *Cluster) offsetsFetched(h groupHooks) func(context.Context, *kgo.Client
 	}
 }
 
-// gather polls once and then, for at most window, until max records or maxBytes are
-// in hand, or a rebalance wants the batch. maxBytes 0 is no limit.
-func (m *membership) gather(ctx context.Context, poll func(context.Context, int) kgo.Fetches, maxRecords, maxBytes int, window time.Duration, first time.Duration) kgo.Fetches {
+// gather polls once and then, for at most the window, until max records or maxBytes
+// are in hand, or a rebalance wants the batch. maxBytes 0 is no limit. The window is
+// asked for after the first poll, with no rebalance under way.
+func (m *membership) gather(ctx context.Context, poll func(context.Context, int) kgo.Fetches, maxRecords, maxBytes int, window func() time.Duration, first time.Duration) kgo.Fetches {
 	start := time.Now()
 	pollCtx, cancel := context.WithTimeout(ctx, first)
 	fetches := poll(pollCtx, maxRecords)
@@ -231,10 +232,14 @@ func (m *membership) gather(ctx context.Context, poll func(context.Context, int)
 	n, bytes := weigh(fetches)
 	m.stage.read(fetches, time.Now())
 	defer func() { m.stage.wait.Add(time.Since(start).Seconds()) }()
-	if window <= 0 || n == 0 {
+	if n == 0 {
 		return fetches
 	}
-	pollCtx, cancel = context.WithTimeout(ctx, window)
+	rest := window()
+	if rest <= 0 {
+		return fetches
+	}
+	pollCtx, cancel = context.WithTimeout(ctx, rest)
 	defer cancel()
 	rebalance := m.rebalance()
 	go func() {

@@ -220,7 +220,7 @@ func (l *transformLoop) turn() error {
 	}
 	polled := 0
 	for outBytes := 0; ; patience = time.Millisecond { // further parts are what has been fetched already
-		fetches := l.gather(l.ctx, l.sess.PollRecords, min(part, l.o.MaxPollRecords-polled), 0, window, patience)
+		fetches := l.gather(l.ctx, l.sess.PollRecords, min(part, l.o.MaxPollRecords-polled), 0, func() time.Duration { return window }, patience)
 		if err := l.pollErrors(fetches); err != nil {
 			return err
 		}
