@@ -1038,16 +1038,20 @@ func TestAClaimWithoutAnAnswerLeavesNobodyUncertain(t *testing.T) {
 // an ending by it.
 func TestWhoLostAPartitionKnowsNothingOfItsHeirsCalls(t *testing.T) {
 	t.Parallel()
-	for name, dies := range map[string]func(t *testing.T, k *kafkatest.Kafka, at string, n int32) bool{
-		"it has called": func(_ *testing.T, _ *kafkatest.Kafka, at string, n int32) bool { return at == "called" && n >= 5 },
-		"it has settled, and not committed": func(t *testing.T, k *kafkatest.Kafka, at string, _ int32) bool {
+	for name, dies := range map[string]func(t *testing.T, k *kafkatest.Kafka, heir *sending, at string) bool{
+		"it has called": func(_ *testing.T, _ *kafkatest.Kafka, heir *sending, at string) bool {
+			return at == "called" && heir.caller.total() >= 5
+		},
+		"it has settled, and not committed": func(t *testing.T, k *kafkatest.Kafka, heir *sending, at string) bool {
 			t.Helper()
-			if at != "claiming" {
+			settled := int(metric(t, heir.tel, "claim_unresolved_total", ""))
+			if at != "claiming" || settled == 0 {
 				return false
 			}
+			// All of it is written down: what came later than its successor looks would be overruled.
 			kafkatest.Eventually(t, func() bool {
-				return strings.Contains(fmt.Sprint(outcomes(t, k)), "uncertain")
-			}, "the heir writes down nothing")
+				return strings.Count(fmt.Sprint(outcomes(t, k)), "uncertain") == settled
+			}, "the heir does not write down what it settles")
 			return true
 		},
 	} {
@@ -1066,10 +1070,13 @@ func TestWhoLostAPartitionKnowsNothingOfItsHeirsCalls(t *testing.T) {
 			}, "its session does not end")
 			close(hold)
 			second := &provider{}
-			passed := map[string]*atomic.Int32{"claiming": {}, "claimed": {}, "called": {}, "acked": {}}
-			b := send(t, k, second, asInstance("b"), session(time.Second), connections(8), hook(func(at string, _ *kgo.Record) bool {
-				return dies(t, k, at, passed[at].Add(1))
+			var b *sending
+			known := make(chan struct{})
+			b = send(t, k, second, asInstance("b"), session(time.Second), connections(8), hook(func(at string, _ *kgo.Record) bool {
+				<-known
+				return dies(t, k, b, at)
 			}))
+			close(known)
 			require.ErrorIs(t, b.wait(), kafka.ErrKilled)
 			letGo()
 			requireAtRest(t, k)
