@@ -1,6 +1,8 @@
 package kafka
 
 import (
+	"time"
+
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
@@ -21,8 +23,16 @@ func TelemetryOf(c *Cluster) *telemetry.Telemetry { return c.tel }
 // Apart is how far batches are from one another.
 var Apart = apart
 
-// Lingers is how long a member lingers.
-var Lingers = lingers
+// Lingers is how long a loop lingers that is at work and owns so many of p partitions.
+func Lingers(linger time.Duration, own, p int) time.Duration {
+	m := &membership{c: &Cluster{p: p}, partitions: map[string][]int32{}}
+	for i := range own {
+		for _, t := range []string{"events", "outcomes"} { // the same numbers of each
+			m.partitions[t] = append(m.partitions[t], int32(i))
+		}
+	}
+	return (&effectLoop{membership: m, o: EffectOptions{Linger: linger}, atWork: true}).linger()
+}
 
 // Sized is what bounds the next batch.
 var Sized = sized

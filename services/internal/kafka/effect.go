@@ -39,7 +39,7 @@ type EffectOptions struct {
 	// exceed it by one poll.
 	MaxPollBytes int
 	// Linger is how long further polls may join the first of a batch, up to
-	// MaxPollRecords, where one member has all partitions (see lingers); 0 takes what
+	// MaxPollRecords, where one member has all partitions (see linger); 0 takes what
 	// the first poll gives, as the first batch after an assignment does.
 	Linger time.Duration
 	// Quiet ends Linger early when nothing has come for this long; 0 does not.
@@ -148,20 +148,16 @@ func sized(size, most, n int, took time.Duration) int {
 // lingerMost is the longest that sharing makes a member linger.
 const lingerMost = 5 * time.Second
 
-// lingers is how long a member lingers that owns so many of p partitions: what is done
-// outside costs about the same for one record as for a thousand, so all members
-// together shall do it about as often as one would.
-func lingers(linger time.Duration, own, p int) time.Duration {
-	return max(linger, min(linger*time.Duration(p)/time.Duration(max(own, 1)), lingerMost))
-}
-
-// linger is how long the batch whose first records have come is gathered. Whoever has
-// just taken over is behind, and is waited for.
+// linger is how long the batch whose first records have come is gathered: longer where
+// this member has a part of the partitions. What is done outside costs about the same
+// for one record as for a thousand, so all members together shall do it about as often
+// as one would. Whoever has just taken over is behind, and is waited for.
 func (l *effectLoop) linger() time.Duration {
 	if !l.atWork {
 		return 0
 	}
-	return lingers(l.o.Linger, l.own(), l.c.P())
+	shared := l.o.Linger * time.Duration(l.c.P()) / time.Duration(max(l.own(), 1))
+	return max(l.o.Linger, min(shared, lingerMost))
 }
 
 // effectRecord is a record with the last of those that are done with it: itself and

@@ -267,7 +267,7 @@ func (d *drill) allBack() bool {
 func (d *drill) follow(ctx context.Context, progress chan<- status) {
 	var asked time.Time
 	var at int64 = d.indexFrom
-	mails := int64(0)
+	mails := 0
 	pace := time.Second
 	if d.index == "" {
 		pace = 300 * time.Millisecond
@@ -278,7 +278,7 @@ func (d *drill) follow(ctx context.Context, progress chan<- status) {
 				if _, err := f.Seek(at, io.SeekStart); err == nil {
 					more, _ := io.ReadAll(f)
 					at += int64(len(more))
-					if n := int64(bytes.Count(more, []byte{'\n'})); n > 0 {
+					if n := bytes.Count(more, []byte{'\n'}); n > 0 {
 						mails += n
 						d.mu.Lock()
 						d.mailed = time.Now()
