@@ -85,8 +85,6 @@ func (a *app) apply(ctx context.Context, path string) error {
 	switch {
 	case errors.As(err, &conflict):
 		return broken("nothing was applied: somebody else has just changed %s %s; look at it (hikyaku get %s) and apply again", conflict.Kind, conflict.ID, conflict.Kind)
-	case errors.Is(err, definitions.ErrOvertaken):
-		return broken("nothing was applied: somebody else is applying definitions at this moment; apply again")
 	case err != nil:
 		return err
 	}

@@ -607,7 +607,9 @@ func TestThreeImportersImportEachObjectOnce(t *testing.T) {
 		// No spreading: they all try at the same moment, which is the worst case.
 		// A takeover must be longer than an owner is ever silent, or they take
 		// the file from each other for ever.
-		svc := s.importer(instance, func(_ *Config, times *timing) { times.spread = 0; times.takeover = 10 * time.Second })
+		svc := s.importer(instance, func(_ *Config, times *timing) {
+			times.spread, times.heartbeat, times.takeover = 0, time.Second, 10*time.Second
+		})
 		s.run(svc, time.Second)
 		all = append(all, svc)
 	}

@@ -92,6 +92,11 @@ func (i *importing) pointSegment(work context.Context) (superseded bool, err err
 	if err != nil {
 		return false, err
 	}
+	// One import of this process at a time, so that they do not overtake each other.
+	if err := i.pointing.Acquire(work, 1); err != nil {
+		return false, errStopped
+	}
+	defer i.pointing.Release(1)
 	for {
 		// What the store does not know yet is a conflict below.
 		head, inForce := i.definitions.Head(definitions.KindSegment, i.at.SegmentID)
@@ -121,8 +126,8 @@ func (i *importing) pointSegment(work context.Context) (superseded bool, err err
 		if err == nil {
 			return false, nil
 		}
-		// Another writer of definitions, of whatever kind, was faster: look again.
-		if !errors.As(err, &conflict) && !errors.Is(err, definitions.ErrOvertaken) {
+		// Another has changed the segment: look again.
+		if !errors.As(err, &conflict) {
 			return false, err
 		}
 		if err := i.definitions.CaughtUp(work); err != nil {

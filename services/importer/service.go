@@ -73,6 +73,7 @@ type Service struct {
 	progress    *progress
 	liquid      *liquid.Engine
 	reading     *semaphore.Weighted
+	pointing    *semaphore.Weighted
 
 	mu      sync.Mutex
 	running map[source]bool      // being worked on by this instance
@@ -102,7 +103,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	return &Service{
 		cfg: cfg, tel: tel, log: tel.Log, metrics: m, timing: defaultTiming,
 		s3: client, cluster: cluster, definitions: definitions.NewStore(cluster), progress: newProgress(cluster, m, tel.Log),
-		liquid: liquid.New(liquid.Options{}), reading: semaphore.NewWeighted(int64(cfg.ImportsAtOnce)),
+		liquid: liquid.New(liquid.Options{}), reading: semaphore.NewWeighted(int64(cfg.ImportsAtOnce)), pointing: semaphore.NewWeighted(1),
 		running: map[source]bool{}, notYet: map[source]*patience{}, looks: map[source]bool{}, refused: map[string]bool{},
 	}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -44,24 +45,46 @@ func (c *Conflict) Error() string {
 	return fmt.Sprintf("%s: version %d is in force, not %d; look again", headKey(c.Kind, c.ID), c.InForce, c.Replaces)
 }
 
-// ErrOvertaken says that another writer came while this one was at it. Nothing
-// of this one's is in force; look again.
-var ErrOvertaken = errors.New("overtaken by another writer of definitions; look again")
+// errOvertaken says that another writer came while this one was at it. Nothing
+// of this one's is in force.
+var errOvertaken = errors.New("overtaken by another writer of definitions")
 
 // Write puts the changes in force, all of them or none, and returns the
 // resulting version of each, in the order of the changes. A change whose body
 // is that of the version in force writes nothing and returns that version, so
 // that writing twice is writing once. by says who (applied_by).
 //
-// The error is a *Conflict, ErrOvertaken (both wrapped), or Kafka's, then
-// transient: whether the changes were committed is in that case not known, and
-// writing again finds out.
+// Of writers at the same moment the last to begin goes through; the others begin
+// again, each after a while of its own, longer every time: without that, many
+// would overtake each other for ever.
+//
+// The error is a *Conflict (wrapped), or transient: Kafka's, or that ctx ended before
+// this writer came through. Whether the changes were committed is then not known,
+// and writing again finds out.
 func Write(ctx context.Context, c *kafka.Cluster, by string, changes []Change) ([]Version, error) {
-	versions, err := write(ctx, c, by, changes)
-	if err != nil {
-		return nil, fmt.Errorf("writing %d definitions: %w", len(changes), err)
+	for tries := 1; ; tries++ {
+		began := time.Now()
+		versions, err := write(ctx, c, by, changes)
+		if err == nil {
+			return versions, nil
+		}
+		if !errors.Is(err, errOvertaken) || !pause(ctx, time.Since(began), tries) {
+			return nil, fmt.Errorf("writing %d definitions: %w", len(changes), err)
+		}
 	}
-	return versions, nil
+}
+
+// pause waits between nothing and so many times what a write takes here and now
+// that one of as many writers finds nobody at it. It reports false if ctx ended.
+func pause(ctx context.Context, took time.Duration, tries int) bool {
+	timer := time.NewTimer(rand.N(took<<min(tries, 6) + 1))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 func write(ctx context.Context, c *kafka.Cluster, by string, changes []Change) ([]Version, error) {
@@ -120,7 +143,7 @@ func write(ctx context.Context, c *kafka.Cluster, by string, changes []Change) (
 		// Best effort, so that readers need not wait until the transaction times
 		// out: the next writer's opening aborts it in any case. One that was
 		// overtaken has nothing to abort, and must not open the id again to do so.
-		if err = classify(err); !errors.Is(err, ErrOvertaken) {
+		if err = classify(err); !errors.Is(err, errOvertaken) {
 			_ = client.EndTransaction(ctx, kgo.TryAbort)
 		}
 		return nil, err
@@ -175,7 +198,7 @@ func classify(err error) error {
 	// writer's opening has just aborted.
 	for _, overtaken := range []error{kerr.ProducerFenced, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping, kerr.InvalidTxnState} {
 		if errors.Is(err, overtaken) {
-			return fault.Transient(fmt.Errorf("%w (%w)", ErrOvertaken, err))
+			return fault.Transient(fmt.Errorf("%w (%w)", errOvertaken, err))
 		}
 	}
 	return fault.Transient(err)
