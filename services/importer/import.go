@@ -1,7 +1,6 @@
 package importer
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +18,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/importer/internal/csv"
 	"github.com/hikyaku/hikyaku/services/importer/internal/mapping"
+	"github.com/hikyaku/hikyaku/services/importer/internal/rows"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
@@ -112,14 +112,17 @@ func (i *importing) read(ctx, work context.Context) error {
 func (i *importing) produce(ctx context.Context, batches chan<- *batch) error {
 	src := i.open(ctx, objectOf(&i.at), i.at.OffsetBytes)
 	defer src.Close()
-	rows := csv.NewReader(src, i.spec.Source.Delimiter[0], i.at.OffsetBytes, i.at.Line)
+	file := csv.NewReader(src, i.spec.Source.Delimiter[0], i.at.OffsetBytes, i.at.Line)
 	// The committer changes i.at meanwhile; this copy goes ahead of it.
 	at := i.at
 	at.State = stateReading
 	if at.Header == nil {
-		if err := readHeader(rows, &at); err != nil {
+		header, err := file.Header()
+		if err != nil {
 			return stopped(ctx, err)
 		}
+		at.Header = header
+		at.OffsetBytes, at.Line = file.Offset(), file.Line()
 	}
 	mapper, err := mapping.Compile(i.liquid, i.spec, at.Header, mapping.Import{ID: at.ImportID, StartedAt: at.StartedAt, LastModified: at.LastModified})
 	if err != nil {
@@ -144,10 +147,10 @@ func (i *importing) produce(ctx context.Context, batches chan<- *batch) error {
 				break
 			}
 		}
-		row, err := rows.Next()
+		row, err := file.Next()
 		if err == io.EOF {
 			at.State = statePublished
-			at.OffsetBytes, at.Line = rows.Offset(), rows.Line()
+			at.OffsetBytes, at.Line = file.Offset(), file.Line()
 			send()
 			return nil
 		}
@@ -164,7 +167,7 @@ func (i *importing) produce(ctx context.Context, batches chan<- *batch) error {
 		if err := i.mapRow(mapper, row, &at, b); err != nil {
 			return err
 		}
-		at.OffsetBytes, at.Line = rows.Offset(), rows.Line()
+		at.OffsetBytes, at.Line = file.Offset(), file.Line()
 		if b.bytes >= i.cfg.TransactionBytes {
 			send()
 		}
@@ -177,7 +180,10 @@ func (i *importing) produce(ctx context.Context, batches chan<- *batch) error {
 
 // stopped makes of the reader's errors what run expects.
 func stopped(ctx context.Context, err error) error {
+	var invalid *rows.Invalid
 	switch {
+	case errors.As(err, &invalid):
+		return &failure{invalid.Reason}
 	case errors.Is(err, errChanged), errors.Is(err, errGone):
 		return &failure{err.Error()}
 	case ctx.Err() != nil:
@@ -186,31 +192,8 @@ func stopped(ctx context.Context, err error) error {
 	return err
 }
 
-// readHeader reads the names of the columns, and refuses what is no CSV file.
-func readHeader(rows *csv.Reader, at *event.Import) error {
-	start, err := rows.Peek()
-	if err != nil {
-		return err
-	}
-	if n := bytes.IndexByte(start, 0); n >= 0 {
-		return &failure{fmt.Sprintf("not a CSV file in UTF-8: there is a NUL at byte %d", n)}
-	}
-	header, err := rows.Next()
-	switch {
-	case err == io.EOF:
-		return &failure{"the file is empty"}
-	case err != nil:
-		return err
-	case header.Malformed != nil:
-		return &failure{fmt.Sprintf("the header, line %d: %s", header.Line, header.Malformed.Reason)}
-	}
-	at.Header = slices.Clone(header.Fields)
-	at.OffsetBytes, at.Line = rows.Offset(), rows.Line()
-	return nil
-}
-
 // mapRow adds to the batch what a row makes, all of it or its reject.
-func (i *importing) mapRow(mapper *mapping.Mapper, row csv.Row, at *event.Import, b *batch) error {
+func (i *importing) mapRow(mapper *mapping.Mapper, row rows.Row, at *event.Import, b *batch) error {
 	had, hadBytes := len(b.records), b.bytes
 	reject := func(r mapping.Reject) error {
 		// What of the row was already made, is taken back.

@@ -4,48 +4,30 @@
 //
 // Unlike encoding/csv it survives bad rows: a row whose quotes do not add up
 // spoils its own line and no more, and none can make the reader hold more than
-// MaxRowBytes. A quote inside an unquoted field is a character like any other.
+// rows.MaxBytes. A quote inside an unquoted field is a character like any other.
 // Empty lines are no rows. Line ends are \n or \r\n; inside quotes they are data.
 package csv
 
 import (
 	"bytes"
+	"fmt"
 	"io"
+	"slices"
 	"unicode/utf8"
+
+	"github.com/hikyaku/hikyaku/services/importer/internal/rows"
 )
 
 const (
-	// MaxRowBytes is the longest row there may be, over all its lines.
-	MaxRowBytes = 1 << 20
-	// PeekBytes is how much Peek can see.
-	PeekBytes = 64 << 10
-
-	bufferBytes = 256 << 10 // at first; it grows up to MaxRowBytes + 1
+	peekBytes   = 64 << 10  // of a file are looked at before the first row, and kept of an overlong one
+	bufferBytes = 256 << 10 // at first; it grows up to rows.MaxBytes + 1
 )
-
-// Malformed says why a row cannot be taken apart. It never quotes the row.
-type Malformed struct {
-	Field  int // from 0; -1 if it concerns the whole row
-	Reason string
-}
-
-// Error is the reason.
-func (m *Malformed) Error() string { return m.Reason }
 
 var (
-	unclosed   = &Malformed{-1, "a quote is opened and not closed"}
-	afterQuote = &Malformed{-1, "text follows a closing quote"}
-	tooLong    = &Malformed{-1, "the row is longer than 1 MiB"}
+	unclosed   = &rows.Malformed{Field: -1, Reason: "a quote is opened and not closed"}
+	afterQuote = &rows.Malformed{Field: -1, Reason: "text follows a closing quote"}
+	tooLong    = &rows.Malformed{Field: -1, Reason: "the row is longer than 1 MiB"}
 )
-
-// Row is one row. All of it is valid until the next call of Next; strings
-// taken from Fields stay valid.
-type Row struct {
-	Line      int64      // number of its first line, from 1
-	Fields    []string   // nil if it is malformed
-	Malformed *Malformed // nil if all is well
-	Raw       []byte     // as it stands in the file, without the line end; of an overlong row the beginning
-}
 
 // Reader reads rows. It is for one goroutine.
 type Reader struct {
@@ -78,31 +60,53 @@ func (r *Reader) Offset() int64 { return r.offset }
 // Line is the number of the line at Offset, from 1.
 func (r *Reader) Line() int64 { return r.line }
 
-// Peek returns the next bytes, fewer than PeekBytes only if the source ends,
+// Header returns the first row, the names of the columns. Errors: *rows.Invalid if
+// this is no text or has no header; the source's.
+func (r *Reader) Header() ([]string, error) {
+	start, err := r.peek()
+	if err != nil {
+		return nil, err
+	}
+	if n := bytes.IndexByte(start, 0); n >= 0 {
+		return nil, &rows.Invalid{Reason: fmt.Sprintf("not a CSV file in UTF-8: there is a NUL at byte %d", n)}
+	}
+	header, err := r.Next()
+	switch {
+	case err == io.EOF:
+		return nil, &rows.Invalid{Reason: "the file is empty"}
+	case err != nil:
+		return nil, err
+	case header.Malformed != nil:
+		return nil, &rows.Invalid{Reason: fmt.Sprintf("the header, line %d: %s", header.Line, header.Malformed.Reason)}
+	}
+	return slices.Clone(header.Fields), nil
+}
+
+// peek returns the next bytes, fewer than peekBytes only if the source ends,
 // without passing them. The error is the source's.
-func (r *Reader) Peek() ([]byte, error) {
-	for r.end-r.start < PeekBytes && r.ended == nil {
+func (r *Reader) peek() ([]byte, error) {
+	for r.end-r.start < peekBytes && r.ended == nil {
 		r.fill()
 	}
 	if r.ended != nil && r.ended != io.EOF {
 		return nil, r.ended
 	}
-	return r.buf[r.start:min(r.end, r.start+PeekBytes)], nil
+	return r.buf[r.start:min(r.end, r.start+peekBytes)], nil
 }
 
 // Next returns the next row. The error is io.EOF after the last one, or the
 // source's, and then Offset is where the first row begins that was not returned.
-func (r *Reader) Next() (Row, error) {
+func (r *Reader) Next() (rows.Row, error) {
 	if r.offset == 0 {
 		if err := r.skipMark(); err != nil {
-			return Row{}, err
+			return rows.Row{}, err
 		}
 	}
 	for {
 		data, length, err := r.firstLine()
 		switch {
 		case err != nil:
-			return Row{}, err
+			return rows.Row{}, err
 		case length < 0:
 			return r.skipOverlong()
 		}
@@ -112,7 +116,7 @@ func (r *Reader) Next() (Row, error) {
 			continue
 		}
 		if bytes.IndexByte(line, '"') < 0 {
-			row := Row{Line: r.line, Raw: line}
+			row := rows.Row{Line: r.line, Raw: line}
 			r.split(&row)
 			r.pass(length, 1)
 			return row, nil
@@ -142,12 +146,12 @@ func (r *Reader) firstLine() (data []byte, length int, err error) {
 	seen := 0
 	for {
 		data = r.buf[r.start:r.end]
-		if i := bytes.IndexByte(data[seen:], '\n'); i >= 0 && seen+i < MaxRowBytes {
+		if i := bytes.IndexByte(data[seen:], '\n'); i >= 0 && seen+i < rows.MaxBytes {
 			return data, seen + i + 1, nil
 		}
 		seen = len(data)
 		switch {
-		case seen > MaxRowBytes:
+		case seen > rows.MaxBytes:
 			return nil, -1, nil
 		case r.ended == io.EOF && seen > 0:
 			return data, seen, nil
@@ -182,7 +186,7 @@ func (r *Reader) pass(n int, lines int64) {
 }
 
 // split cuts a row without quotes.
-func (r *Reader) split(row *Row) {
+func (r *Reader) split(row *rows.Row) {
 	s := string(row.Raw)
 	r.fields = r.fields[:0]
 	from := 0
@@ -198,12 +202,12 @@ func (r *Reader) split(row *Row) {
 
 // finish checks the text of all fields at once, and if it is bad looks for the
 // field.
-func (r *Reader) finish(row *Row, text string) {
+func (r *Reader) finish(row *rows.Row, text string) {
 	if utf8.ValidString(text) {
 		row.Fields = r.fields
 		return
 	}
-	row.Malformed = &Malformed{-1, "invalid UTF-8"}
+	row.Malformed = &rows.Malformed{Field: -1, Reason: "invalid UTF-8"}
 	for i, f := range r.fields {
 		if !utf8.ValidString(f) {
 			row.Malformed.Field = i
@@ -213,12 +217,12 @@ func (r *Reader) finish(row *Row, text string) {
 }
 
 // quoted reads a row that has a quote in its first line, which is in hand.
-func (r *Reader) quoted() (Row, error) {
+func (r *Reader) quoted() (rows.Row, error) {
 	for {
 		data := r.buf[r.start:r.end]
 		length, lines, malformed, whole := r.parse(data, r.ended == io.EOF)
-		if whole && malformed == nil && length <= MaxRowBytes+1 {
-			row := Row{Line: r.line, Raw: withoutEnd(data[:length])}
+		if whole && malformed == nil && length <= rows.MaxBytes+1 {
+			row := rows.Row{Line: r.line, Raw: withoutEnd(data[:length])}
 			text, from := string(r.text), 0
 			r.fields = r.fields[:0]
 			for _, end := range r.ends {
@@ -229,9 +233,9 @@ func (r *Reader) quoted() (Row, error) {
 			r.pass(length, lines)
 			return row, nil
 		}
-		if !whole && len(data) <= MaxRowBytes {
+		if !whole && len(data) <= rows.MaxBytes {
 			if r.ended != nil && r.ended != io.EOF {
-				return Row{}, r.ended
+				return rows.Row{}, r.ended
 			}
 			r.fill()
 			continue
@@ -245,7 +249,7 @@ func (r *Reader) quoted() (Row, error) {
 		if i := bytes.IndexByte(data, '\n'); i >= 0 {
 			length = i + 1
 		}
-		row := Row{Line: r.line, Malformed: malformed, Raw: withoutEnd(data[:length])}
+		row := rows.Row{Line: r.line, Malformed: malformed, Raw: withoutEnd(data[:length])}
 		r.pass(length, 1)
 		return row, nil
 	}
@@ -254,7 +258,7 @@ func (r *Reader) quoted() (Row, error) {
 // parse takes one row from the front of data into text and ends. It says how
 // long the row is and over how many lines it goes; whole is false if data ends
 // before the row does. A row that breaks the rules is whole.
-func (r *Reader) parse(data []byte, atEnd bool) (length int, lines int64, malformed *Malformed, whole bool) {
+func (r *Reader) parse(data []byte, atEnd bool) (length int, lines int64, malformed *rows.Malformed, whole bool) {
 	r.text, r.ends = r.text[:0], r.ends[:0]
 	i := 0
 	for {
@@ -320,8 +324,8 @@ func (r *Reader) parse(data []byte, atEnd bool) (length int, lines int64, malfor
 // skipOverlong passes a line that is longer than a row may be. Offset stays at
 // its beginning while its bytes are dropped: if the source fails before the
 // end, the row was not returned.
-func (r *Reader) skipOverlong() (Row, error) {
-	row := Row{Line: r.line, Malformed: tooLong, Raw: bytes.Clone(r.buf[r.start : r.start+PeekBytes])}
+func (r *Reader) skipOverlong() (rows.Row, error) {
+	row := rows.Row{Line: r.line, Malformed: tooLong, Raw: bytes.Clone(r.buf[r.start : r.start+peekBytes])}
 	var dropped int64
 	for {
 		i := bytes.IndexByte(r.buf[r.start:r.end], '\n')
@@ -340,7 +344,7 @@ func (r *Reader) skipOverlong() (Row, error) {
 			r.line++
 			return row, nil
 		default:
-			return Row{}, r.ended
+			return rows.Row{}, r.ended
 		}
 	}
 }

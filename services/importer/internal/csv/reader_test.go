@@ -12,6 +12,8 @@ import (
 	"testing/iotest"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/hikyaku/hikyaku/services/importer/internal/rows"
 )
 
 type got struct {
@@ -74,9 +76,9 @@ func TestRowsWithTheirLines(t *testing.T) {
 // the second into memory.
 func TestMemoryStaysBoundedWhateverTheRows(t *testing.T) {
 	t.Parallel()
-	long := strings.Repeat("x", 3*MaxRowBytes)
-	rows := strings.Repeat("1,2\n", MaxRowBytes/2)
-	in := "a,b\n" + "1,\"2\n" + rows + long + ",2\n" + "\"" + long + "\n" + long[:MaxRowBytes-3] + ",2\n" + "3,4\n" + long
+	long := strings.Repeat("x", 3*rows.MaxBytes)
+	body := strings.Repeat("1,2\n", rows.MaxBytes/2)
+	in := "a,b\n" + "1,\"2\n" + body + long + ",2\n" + "\"" + long + "\n" + long[:rows.MaxBytes-3] + ",2\n" + "3,4\n" + long
 	r := NewReader(strings.NewReader(in), ',', 0, 1)
 	var bad []string
 	var lastLine int64
@@ -91,17 +93,17 @@ func TestMemoryStaysBoundedWhateverTheRows(t *testing.T) {
 		if row.Malformed != nil {
 			bad = append(bad, fmt.Sprintf("%d %s", row.Line, row.Malformed.Reason))
 		}
-		require.LessOrEqual(t, len(r.buf), 2*MaxRowBytes)
+		require.LessOrEqual(t, len(r.buf), 2*rows.MaxBytes)
 	}
-	body := int64(MaxRowBytes / 2)
+	lines := int64(rows.MaxBytes / 2)
 	require.Equal(t, []string{
 		"2 " + unclosed.Reason,
-		fmt.Sprintf("%d %s", 3+body, tooLong.Reason),
-		fmt.Sprintf("%d %s", 4+body, tooLong.Reason),
-		fmt.Sprintf("%d %s", 7+body, tooLong.Reason),
+		fmt.Sprintf("%d %s", 3+lines, tooLong.Reason),
+		fmt.Sprintf("%d %s", 4+lines, tooLong.Reason),
+		fmt.Sprintf("%d %s", 7+lines, tooLong.Reason),
 	}, bad)
-	require.Equal(t, 7+body, lastLine)
-	require.EqualValues(t, 7+body, n)
+	require.Equal(t, 7+lines, lastLine)
+	require.EqualValues(t, 7+lines, n)
 	require.EqualValues(t, len(in), r.Offset())
 }
 
@@ -111,32 +113,32 @@ func TestAFailedSourceLosesNoRow(t *testing.T) {
 	gone := errors.New("gone")
 	for cut := range len(in) {
 		r := NewReader(io.MultiReader(strings.NewReader(in[:cut]), iotest.ErrReader(gone)), ',', 0, 1)
-		var rows []got
+		var read []got
 		for {
 			row, err := r.Next()
 			if err != nil {
 				require.ErrorIs(t, err, gone)
 				break
 			}
-			rows = append(rows, got{Line: row.Line, Fields: slices.Clone(row.Fields), Raw: string(row.Raw), At: r.Offset()})
+			read = append(read, got{Line: row.Line, Fields: slices.Clone(row.Fields), Raw: string(row.Raw), At: r.Offset()})
 		}
 		rest := readAll(t, strings.NewReader(in[r.Offset():]), r.Offset(), r.Line())
-		require.Equal(t, readAll(t, strings.NewReader(in), 0, 1), append(rows, rest...), "cut at %d", cut)
+		require.Equal(t, readAll(t, strings.NewReader(in), 0, 1), append(read, rest...), "cut at %d", cut)
 	}
 }
 
 func TestPeekPassesNothing(t *testing.T) {
 	t.Parallel()
-	in := strings.Repeat("a,b\n", PeekBytes)
+	in := strings.Repeat("a,b\n", peekBytes)
 	r := NewReader(iotest.HalfReader(strings.NewReader(in)), ',', 0, 1)
-	b, err := r.Peek()
+	b, err := r.peek()
 	require.NoError(t, err)
-	require.Equal(t, in[:PeekBytes], string(b))
+	require.Equal(t, in[:peekBytes], string(b))
 	row, err := r.Next()
 	require.NoError(t, err)
 	require.Equal(t, []string{"a", "b"}, row.Fields)
 
-	b, err = NewReader(strings.NewReader("x"), ',', 0, 1).Peek()
+	b, err = NewReader(strings.NewReader("x"), ',', 0, 1).peek()
 	require.NoError(t, err)
 	require.Equal(t, "x", string(b))
 }
