@@ -13,6 +13,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/hikyaku/hikyaku/schemas/definition/filter"
@@ -58,17 +61,55 @@ type ImportSpec struct {
 	Profile *Profile `json:"profile,omitempty"`
 	Segment *Segment `json:"segment,omitempty"`
 	Event   *Event   `json:"event,omitempty"`
+
+	MaxRejects MaxRejects `json:"max_rejects,omitempty"`
 }
 
 // Source is where files arrive and what they look like.
 type Source struct {
-	Prefix    string `json:"prefix"`    // of the object's key in the bucket
-	Format    string `json:"format"`    // csv
-	Delimiter string `json:"delimiter"` // one ASCII character; a comma unless said
+	Prefix               string `json:"prefix"`                           // of the object's key in the bucket
+	Format               string `json:"format"`                           // one of the Format constants
+	Delimiter            string `json:"delimiter,omitempty"`              // of csv and tsv: one ASCII character; a comma or a tab unless said
+	Encoding             string `json:"encoding,omitempty"`               // of text formats: one of Encodings; empty for the first, auto
+	MaxDecompressedBytes int64  `json:"max_decompressed_bytes,omitempty"` // of a compressed file; 0 for 200 times its size
 }
 
-// FormatCSV is RFC 4180 with a header line, in UTF-8.
-const FormatCSV = "csv"
+// The formats of files. Files of text formats may be compressed with gzip, zstd or
+// bzip2, which their first bytes tell.
+const (
+	FormatCSV     = "csv"     // RFC 4180 with a header line
+	FormatTSV     = "tsv"     // as csv, with tabs
+	FormatJSONL   = "jsonl"   // JSON Lines: an object on each line
+	FormatAvro    = "avro"    // Avro object container files
+	FormatParquet = "parquet" // Apache Parquet
+)
+
+// Encodings are what a text can be written in; auto is what a byte order mark says, and
+// else UTF-8. iso-8859-1 is Latin-1; windows-1252 has it but for control characters.
+func Encodings() []string {
+	return []string{"auto", "utf-8", "utf-16", "shift_jis", "euc-jp", "iso-8859-1", "windows-1252"}
+}
+
+// MaxRejects is how many rows of a file may be rejected before its import fails: a
+// number, or a share of its rows such as 0.5%; empty for any number.
+type MaxRejects string
+
+// maxRejectsPattern is what a MaxRejects is written like.
+var maxRejectsPattern = regexp.MustCompile(`^[0-9]{1,12}$|^([0-9]{1,2}(\.[0-9]{1,6})?|100)%$`)
+
+// Exceeded says whether so many rejects are too many. A share is judged when all rows
+// are known.
+func (m MaxRejects) Exceeded(rejected, rows int64, all bool) bool {
+	if m == "" {
+		return false
+	}
+	if share, ok := strings.CutSuffix(string(m), "%"); ok {
+		percent, err := strconv.ParseFloat(share, 64)
+		return all && err == nil && float64(rejected)*100 > percent*float64(rows)
+	}
+	most, err := strconv.ParseInt(string(m), 10, 64)
+	return err == nil && rejected > most
+}
 
 // Profile says what a row tells about the person.
 type Profile struct {
@@ -111,6 +152,8 @@ type Value struct {
 	Layout string // of Type time: a Go layout
 	Zone   string // of Type time: the IANA zone of times whose text has none
 	Trim   bool   // of a column: cut white space at both ends
+
+	DecimalComma bool // of Type decimal: 1.234,5 instead of 1234.5
 }
 
 type columnValue struct {
@@ -119,6 +162,8 @@ type columnValue struct {
 	Layout string `json:"layout,omitempty"`
 	Zone   string `json:"zone,omitempty"`
 	Trim   bool   `json:"trim"`
+
+	DecimalComma bool `json:"decimal_comma,omitempty"`
 }
 
 // MarshalJSON writes a Liquid text as a string and a column as an object.
@@ -126,7 +171,7 @@ func (v Value) MarshalJSON() ([]byte, error) {
 	if v.Column == "" {
 		return json.Marshal(v.Liquid)
 	}
-	return json.Marshal(columnValue{v.Column, v.Type, v.Layout, v.Zone, v.Trim})
+	return json.Marshal(columnValue{v.Column, v.Type, v.Layout, v.Zone, v.Trim, v.DecimalComma})
 }
 
 // UnmarshalJSON reads what MarshalJSON writes. Whether a text is a time depends on where it stands; Decode sees to that.
@@ -141,7 +186,7 @@ func (v *Value) UnmarshalJSON(b []byte) error {
 	if err := d.Decode(&c); err != nil {
 		return err
 	}
-	*v = Value{Column: c.Column, Type: c.Type, Layout: c.Layout, Zone: c.Zone, Trim: c.Trim}
+	*v = Value{Column: c.Column, Type: c.Type, Layout: c.Layout, Zone: c.Zone, Trim: c.Trim, DecimalComma: c.DecimalComma}
 	return nil
 }
 

@@ -183,7 +183,12 @@ func TestErrorsNameFileLineFieldAndTheRightWord(t *testing.T) {
 		"address":           {campaign("reply_to: nobody\n"), `f.yaml:6:11: reply_to: "nobody" is not an e-mail address; expected an address such as hello@example.test`},
 		"goal":              {campaign("goal: {event: purchase}\n"), `f.yaml:6:8: goal.within: is missing`},
 		"import of nothing": {spec(""), `f.yaml:1:1: an import that makes nothing of its rows; expected profile, segment or event`},
-		"format":            {strings.Replace(spec("segment: {id: x}\n"), "csv", "parquet", 1), `f.yaml:3:30: source.format: unknown value "parquet"; expected csv`},
+		"format":            {strings.Replace(spec("segment: {id: x}\n"), "csv", "xlsx", 1), `f.yaml:3:30: source.format: unknown value "xlsx"; expected csv, tsv, jsonl, avro or parquet`},
+		"encoding of avro":  {strings.Replace(spec("segment: {id: x}\n"), "csv", "avro, encoding: utf-8", 1), `f.yaml:3:46: source.encoding: files of format avro have none; expected format csv, tsv or jsonl`},
+		"delimiter of json": {strings.Replace(spec("segment: {id: x}\n"), "csv", "jsonl, delimiter: ;", 1), `f.yaml:3:48: source.delimiter: files of format jsonl have none; expected format csv or tsv`},
+		"bytes":             {strings.Replace(spec("segment: {id: x}\n"), "csv", "csv, max_decompressed_bytes: 1GB", 1), `f.yaml:3:59: source.max_decompressed_bytes: "1GB" is text; expected a number of bytes from 1`},
+		"max_rejects":       {spec("segment: {id: x}\nmax_rejects: 5 %\n"), `f.yaml:6:14: max_rejects: "5 %" is text; expected a number of rows such as 100, or a share of them such as 0.5%`},
+		"comma of an int":   {spec("profile: {attributes: {a: {column: A, type: int, decimal_comma: true}}}\n"), `f.yaml:5:65: profile.attributes.a.decimal_comma: only a value of type decimal has one; expected type: decimal beside it`},
 		"type":              {spec("profile: {attributes: {a: {column: A, type: integer}}}\n"), `f.yaml:5:45: profile.attributes.a.type: unknown value "integer"; expected string, int, decimal, bool or time`},
 		"layout of text":    {spec("profile: {attributes: {a: {column: A, layout: \"2006-01-02\"}}}\n"), `f.yaml:5:47: profile.attributes.a.layout: only a value of type time has a layout; expected type: time beside it`},
 		"layout":            {spec("event: {name: e, occurred_at: {column: D, layout: YYYY-MM-DD}}\n"), `f.yaml:5:51: event.occurred_at.layout: "YYYY-MM-DD" does not hold year, month and day; expected the time 2006-01-02 15:04:05 written in the file's way`},
@@ -338,4 +343,23 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestRejectsAreTooMany(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		most           definition.MaxRejects
+		rejected, rows int64
+		soon, atTheEnd bool
+	}{
+		{"", 1000, 1000, false, false},
+		{"0", 0, 10, false, false}, {"0", 1, 10, true, true},
+		{"5", 5, 10, false, false}, {"5", 6, 10, true, true},
+		{"10%", 1, 10, false, false}, {"10%", 2, 10, false, true},
+		{"0.5%", 1, 200, false, false}, {"0.5%", 1, 199, false, true},
+		{"100%", 10, 10, false, false}, {"0%", 0, 0, false, false},
+	} {
+		require.Equal(t, c.soon, c.most.Exceeded(c.rejected, c.rows, false), "%+v", c)
+		require.Equal(t, c.atTheEnd, c.most.Exceeded(c.rejected, c.rows, true), "%+v", c)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -50,16 +51,19 @@ func (d *decoder) head(id *string) []field {
 }
 
 func (d *decoder) importSpec(n *node) *ImportSpec {
-	s := &ImportSpec{Source: Source{Delimiter: ","}}
+	s := &ImportSpec{}
 	d.object(n, "", append(d.head(&s.ID),
 		field{"source", true, func(n *node, p string) {
+			defer func() { d.source(n, p, &s.Source) }()
 			d.object(n, p,
 				field{"prefix", true, func(n *node, p string) {
 					if d.text(n, p, &s.Source.Prefix) && strings.HasPrefix(s.Source.Prefix, "/") {
 						d.shapeError(n, p, "begins with /; keys in a bucket do not", "")
 					}
 				}},
-				field{"format", true, func(n *node, p string) { d.word(n, p, &s.Source.Format, FormatCSV) }},
+				field{"format", true, func(n *node, p string) {
+					d.word(n, p, &s.Source.Format, FormatCSV, FormatTSV, FormatJSONL, FormatAvro, FormatParquet)
+				}},
 				field{"delimiter", false, func(n *node, p string) {
 					if !d.text(n, p, &s.Source.Delimiter) {
 						return
@@ -67,6 +71,14 @@ func (d *decoder) importSpec(n *node) *ImportSpec {
 					if c := s.Source.Delimiter; len(c) != 1 || c[0] >= 0x7f || c[0] < ' ' && c[0] != '\t' || c == `"` {
 						d.shapeError(n, p, fmt.Sprintf("%q cannot delimit", c), "one ASCII character that is not a quote")
 					}
+				}},
+				field{"encoding", false, func(n *node, p string) { d.word(n, p, &s.Source.Encoding, Encodings()...) }},
+				field{"max_decompressed_bytes", false, func(n *node, p string) {
+					if n.shape != integer || n.int < 1 {
+						d.shapeError(n, p, found(n), "a number of bytes from 1")
+						return
+					}
+					s.Source.MaxDecompressedBytes = n.int
 				}},
 			)
 		}},
@@ -100,11 +112,49 @@ func (d *decoder) importSpec(n *node) *ImportSpec {
 				field{"properties", false, func(n *node, p string) { s.Event.Properties = d.values(n, p) }},
 			)
 		}},
+		field{"max_rejects", false, func(n *node, p string) { d.maxRejects(n, p, &s.MaxRejects) }},
 	)...)
 	if n.field("profile") == nil && n.field("segment") == nil && n.field("event") == nil {
 		d.shapeError(n, "", "an import that makes nothing of its rows", "profile, segment or event")
 	}
 	return s
+}
+
+// source fills in what follows from the format, and refuses what another has.
+func (d *decoder) source(n *node, path string, s *Source) {
+	isText, isCSV := true, false
+	switch s.Format {
+	case FormatCSV, FormatTSV:
+		isCSV = true
+		if n.field("delimiter") == nil {
+			s.Delimiter = map[string]string{FormatCSV: ",", FormatTSV: "\t"}[s.Format]
+		}
+	case FormatAvro, FormatParquet:
+		isText = false
+	}
+	for _, f := range []struct {
+		key   string
+		fits  bool
+		where string
+	}{
+		{"delimiter", isCSV, "csv or tsv"}, {"encoding", isText, "csv, tsv or jsonl"}, {"max_decompressed_bytes", isText, "csv, tsv or jsonl"},
+	} {
+		if v := n.field(f.key); v != nil && !f.fits && s.Format != "" {
+			d.meaningError(v, join(path, f.key), fmt.Sprintf("files of format %s have none", s.Format), "format "+f.where)
+		}
+	}
+}
+
+func (d *decoder) maxRejects(n *node, path string, into *MaxRejects) {
+	const expected = "a number of rows such as 100, or a share of them such as 0.5%"
+	switch {
+	case n.shape == integer && n.int >= 0 && n.int < 1e12:
+		*into = MaxRejects(strconv.FormatInt(n.int, 10))
+	case n.shape == text && maxRejectsPattern.MatchString(n.text):
+		*into = MaxRejects(n.text)
+	default:
+		d.shapeError(n, path, found(n), expected)
+	}
 }
 
 func (d *decoder) optional(n *node, path string) *Value {
@@ -179,8 +229,12 @@ func (d *decoder) value(n *node, path string, v *Value, isTime bool) {
 			}
 		}},
 		{"trim", false, func(n *node, p string) { d.bool(n, p, &v.Trim) }},
+		{"decimal_comma", false, func(n *node, p string) { d.bool(n, p, &v.DecimalComma) }},
 	}
 	d.object(n, path, fields...)
+	if v.DecimalComma && v.Type != TypeDecimal {
+		d.meaningError(n.field("decimal_comma"), join(path, "decimal_comma"), "only a value of type decimal has one", "type: decimal beside it")
+	}
 	if isTime || v.Type == TypeTime {
 		asTime(v)
 		return
