@@ -12,6 +12,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/importer/internal/csv"
 	"github.com/hikyaku/hikyaku/services/importer/internal/mapping"
+	"github.com/hikyaku/hikyaku/services/importer/internal/rows"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
 	"github.com/hikyaku/hikyaku/services/internal/liquid"
 )
@@ -47,7 +48,7 @@ func BenchmarkMap(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		at := event.Import{ImportID: identity.Hash("x"), Line: 1}
-		file := csv.NewReader(strings.NewReader(text), ',', 0, 1)
+		file := csv.NewReader(rows.NewText(strings.NewReader(text), "", 0, 1), ',')
 		header, err := file.Header()
 		if err != nil {
 			b.Fatal(err)

@@ -16,7 +16,6 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
-	"github.com/hikyaku/hikyaku/services/importer/internal/csv"
 	"github.com/hikyaku/hikyaku/services/importer/internal/mapping"
 	"github.com/hikyaku/hikyaku/services/importer/internal/rows"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
@@ -82,19 +81,31 @@ type batch struct {
 }
 
 // read maps the object's rows and commits them, one batch being read while the
-// one before is committed: S3 is never waited for with a transaction open.
+// one before is committed: S3 is never waited for with a transaction open. While
+// nothing comes it gives signs of life.
 func (i *importing) read(ctx, work context.Context) error {
 	reading, stop := context.WithCancel(ctx)
 	defer stop()
 	batches := make(chan *batch, 1)
 	ended := make(chan error, 1)
+	at := i.at // it goes ahead of what is committed
 	go func() {
 		defer close(batches)
-		ended <- i.produce(reading, batches)
+		ended <- i.produce(reading, at, batches)
 	}()
+	signs := time.NewTicker(i.timing.heartbeat / 2)
+	defer signs.Stop()
 	var failed error
-	for b := range batches {
-		if failed == nil {
+	for open := true; open; {
+		var b *batch
+		select {
+		case b, open = <-batches:
+		case <-signs.C:
+			if time.Since(i.at.UpdatedAt) > i.timing.heartbeat/2 {
+				b = &batch{after: i.at}
+			}
+		}
+		if b != nil && failed == nil {
 			if failed = i.commit(work, b); failed != nil {
 				stop() // and take what the reader still hands over, so that it can end
 			}
@@ -109,27 +120,19 @@ func (i *importing) read(ctx, work context.Context) error {
 // produce reads rows from where the progress is and sends batches of what they
 // make; the last of them is of state published. On a signal it sends what it
 // has and says errStopped.
-func (i *importing) produce(ctx context.Context, batches chan<- *batch) error {
-	src := i.open(ctx, objectOf(&i.at), i.at.OffsetBytes)
-	defer src.Close()
-	file := csv.NewReader(src, i.spec.Source.Delimiter[0], i.at.OffsetBytes, i.at.Line)
-	// The committer changes i.at meanwhile; this copy goes ahead of it.
-	at := i.at
-	at.State = stateReading
-	if at.Header == nil {
-		header, err := file.Header()
-		if err != nil {
-			return stopped(ctx, err)
-		}
-		at.Header = header
-		at.OffsetBytes, at.Line = file.Offset(), file.Line()
+func (i *importing) produce(ctx context.Context, at event.Import, batches chan<- *batch) error {
+	f, err := i.openFile(ctx, &at)
+	if err != nil {
+		return stopped(ctx, err)
 	}
+	defer f.close()
+	at.State = stateReading
 	mapper, err := mapping.Compile(i.liquid, i.spec, at.Header, mapping.Import{ID: at.ImportID, StartedAt: at.StartedAt, LastModified: at.LastModified})
 	if err != nil {
 		return &failure{err.Error()}
 	}
 	b := &batch{}
-	began, reads := time.Now(), src.reads
+	began, reads := time.Now(), f.source.reads
 	send := func() {
 		b.after = at
 		batches <- b
@@ -138,8 +141,8 @@ func (i *importing) produce(ctx context.Context, batches chan<- *batch) error {
 	}
 	for n := 0; ; n++ {
 		// The clock is looked at where time passes, not for every row.
-		if n%256 == 0 || src.reads != reads {
-			reads = src.reads
+		if n%256 == 0 || f.source.reads != reads {
+			reads = f.source.reads
 			if len(b.records) > 0 && time.Since(began) > i.timing.batch {
 				send()
 			}
@@ -147,12 +150,22 @@ func (i *importing) produce(ctx context.Context, batches chan<- *batch) error {
 				break
 			}
 		}
-		row, err := file.Next()
-		if err == io.EOF {
-			at.State = statePublished
-			at.OffsetBytes, at.Line = file.Offset(), file.Line()
+		if err := i.tooManyRejects(&at, false); err != nil {
 			send()
-			return nil
+			return err
+		}
+		row, err := f.Next()
+		if err == io.EOF {
+			err = f.end()
+		}
+		if err == io.EOF {
+			at.OffsetBytes, at.Line = f.position()
+			tooMany := i.tooManyRejects(&at, true)
+			if tooMany == nil {
+				at.State = statePublished
+			}
+			send()
+			return tooMany
 		}
 		if err != nil {
 			if len(b.records) > 0 {
@@ -167,7 +180,7 @@ func (i *importing) produce(ctx context.Context, batches chan<- *batch) error {
 		if err := i.mapRow(mapper, row, &at, b); err != nil {
 			return err
 		}
-		at.OffsetBytes, at.Line = file.Offset(), file.Line()
+		at.OffsetBytes, at.Line = f.position()
 		if b.bytes >= i.cfg.TransactionBytes {
 			send()
 		}
@@ -176,6 +189,15 @@ func (i *importing) produce(ctx context.Context, batches chan<- *batch) error {
 		send()
 	}
 	return errStopped
+}
+
+// tooManyRejects is the failure of an import of which too many rows were rejected;
+// nil if they were not. The spec may judge only when all rows are known.
+func (i *importing) tooManyRejects(at *event.Import, all bool) error {
+	if !i.spec.MaxRejects.Exceeded(at.Rejected, at.Rows, all) {
+		return nil
+	}
+	return &failure{fmt.Sprintf("%d of %d rows were rejected; max_rejects in the import spec allows %s", at.Rejected, at.Rows, i.spec.MaxRejects)}
 }
 
 // stopped makes of the reader's errors what run expects.

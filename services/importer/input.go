@@ -119,7 +119,7 @@ type objectReader struct {
 	ctx     context.Context
 	service *Service
 	object  object
-	at      int64
+	at, to  int64 // the next byte, and the first that is not asked for
 
 	body   io.ReadCloser
 	cancel context.CancelFunc
@@ -128,7 +128,26 @@ type objectReader struct {
 }
 
 func (s *Service) open(ctx context.Context, o object, at int64) *objectReader {
-	return &objectReader{ctx: ctx, service: s, object: o, at: at}
+	return &objectReader{ctx: ctx, service: s, object: o, at: at, to: o.sizeBytes}
+}
+
+// ReadAt implements io.ReaderAt, with a request of its own for each call. It is for
+// formats that begin elsewhere than at the beginning; whoever uses it calls end
+// when all is read.
+func (r *objectReader) ReadAt(p []byte, at int64) (int, error) {
+	if at < 0 || at >= r.object.sizeBytes {
+		return 0, io.EOF
+	}
+	part := r.service.open(r.ctx, r.object, at)
+	defer part.Close()
+	part.to = min(at+int64(len(p)), r.object.sizeBytes)
+	n, err := io.ReadFull(part, p[:part.to-at])
+	r.reads += part.reads
+	r.at += int64(n) // read so far, in whatever order
+	if err == nil && n < len(p) {
+		err = io.EOF
+	}
+	return n, err
 }
 
 // Read implements io.Reader.
@@ -160,7 +179,7 @@ func (r *objectReader) Read(p []byte) (int, error) {
 }
 
 func (r *objectReader) read(p []byte) (int, error) {
-	if r.at >= r.object.sizeBytes {
+	if r.at >= r.to {
 		return 0, r.end()
 	}
 	if r.body == nil {
@@ -170,7 +189,7 @@ func (r *objectReader) read(p []byte) (int, error) {
 		r.service.tel.Health.Set("s3", nil)
 	}
 	r.idle.Reset(idleTimeout)
-	n, err := r.body.Read(p[:min(int64(len(p)), r.object.sizeBytes-r.at)])
+	n, err := r.body.Read(p[:min(int64(len(p)), r.to-r.at)])
 	r.idle.Stop()
 	r.at += int64(n)
 	switch {
@@ -186,7 +205,7 @@ func (r *objectReader) read(p []byte) (int, error) {
 // request asks for the rest of the very version that was announced.
 func (r *objectReader) request() error {
 	ctx, cancel := context.WithCancel(r.ctx)
-	in := &s3.GetObjectInput{Bucket: &r.object.bucket, Key: &r.object.key, Range: aws.String(fmt.Sprintf("bytes=%d-", r.at))}
+	in := &s3.GetObjectInput{Bucket: &r.object.bucket, Key: &r.object.key, Range: aws.String(fmt.Sprintf("bytes=%d-%d", r.at, r.to-1))}
 	switch {
 	case r.object.versionID != "":
 		in.VersionId = &r.object.versionID
@@ -206,8 +225,7 @@ func (r *objectReader) request() error {
 	}
 	// A dropped file has no ETag to ask for; its size and time are looked at
 	// instead, here and at the end.
-	left := r.object.sizeBytes - r.at
-	if !r.object.is(aws.Int64(aws.ToInt64(out.ContentLength)+r.object.sizeBytes-left), out.LastModified) {
+	if aws.ToInt64(out.ContentLength) != r.to-r.at || !r.object.is(&r.object.sizeBytes, out.LastModified) {
 		out.Body.Close()
 		cancel()
 		return errChanged

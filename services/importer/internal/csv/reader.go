@@ -1,6 +1,5 @@
-// Package csv reads rows of comma-separated text (RFC 4180) in constant memory
-// and says exactly, in bytes and lines, where each row begins, so that reading
-// can stop after any row and go on from there another day.
+// Package csv reads rows of comma-separated text (RFC 4180), or separated by another
+// character.
 //
 // Unlike encoding/csv it survives bad rows: a row whose quotes do not add up
 // spoils its own line and no more, and none can make the reader hold more than
@@ -13,62 +12,45 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"unicode/utf8"
 
 	"github.com/hikyaku/hikyaku/services/importer/internal/rows"
-)
-
-const (
-	peekBytes   = 64 << 10  // of a file are looked at before the first row, and kept of an overlong one
-	bufferBytes = 256 << 10 // at first; it grows up to rows.MaxBytes + 1
 )
 
 var (
 	unclosed   = &rows.Malformed{Field: -1, Reason: "a quote is opened and not closed"}
 	afterQuote = &rows.Malformed{Field: -1, Reason: "text follows a closing quote"}
-	tooLong    = &rows.Malformed{Field: -1, Reason: "the row is longer than 1 MiB"}
 )
 
 // Reader reads rows. It is for one goroutine.
 type Reader struct {
-	source io.Reader
-	comma  byte
-
-	buf        []byte
-	start, end int   // what has been read and not yet been returned
-	ended      error // what the source said last; io.EOF at the end
-
-	offset int64 // in the file, of buf[start]
-	line   int64 // of buf[start]
+	*rows.Text
+	comma byte
 
 	fields []string
 	text   []byte // of a row's unquoted fields, one after the other
 	ends   []int  // of each of them in text
 }
 
-// NewReader returns a reader of a source that begins at a row: at byte offset
-// and line number line (from 1) of the file. At byte 0 a byte order mark is
-// skipped.
-func NewReader(source io.Reader, comma byte, offset, line int64) *Reader {
-	return &Reader{source: source, comma: comma, buf: make([]byte, bufferBytes), offset: offset, line: line}
+// NewReader returns a reader of a text that begins at a row.
+func NewReader(text *rows.Text, comma byte) *Reader {
+	return &Reader{Text: text, comma: comma}
 }
 
-// Offset is the byte of the file at which the next row begins, or an empty
-// line before it.
-func (r *Reader) Offset() int64 { return r.offset }
-
-// Line is the number of the line at Offset, from 1.
-func (r *Reader) Line() int64 { return r.line }
+// firstBytes of a file are looked at before its first row.
+const firstBytes = 64 << 10
 
 // Header returns the first row, the names of the columns. Errors: *rows.Invalid if
-// this is no text or has no header; the source's.
+// this is no such text or has no header; the source's.
 func (r *Reader) Header() ([]string, error) {
-	start, err := r.peek()
+	start, err := r.Peek(firstBytes)
 	if err != nil {
 		return nil, err
 	}
 	if n := bytes.IndexByte(start, 0); n >= 0 {
-		return nil, &rows.Invalid{Reason: fmt.Sprintf("not a CSV file in UTF-8: there is a NUL at byte %d", n)}
+		return nil, &rows.Invalid{Reason: fmt.Sprintf("not a CSV file, or in another encoding than was said: there is a NUL at byte %d", n)}
+	}
+	if bytes.IndexByte(start, '\n') < 0 && bytes.IndexByte(start[:max(0, len(start)-1)], '\r') >= 0 {
+		return nil, &rows.Invalid{Reason: "the lines end in carriage returns alone; write the file with line feeds"}
 	}
 	header, err := r.Next()
 	switch {
@@ -79,110 +61,33 @@ func (r *Reader) Header() ([]string, error) {
 	case header.Malformed != nil:
 		return nil, &rows.Invalid{Reason: fmt.Sprintf("the header, line %d: %s", header.Line, header.Malformed.Reason)}
 	}
-	return slices.Clone(header.Fields), nil
-}
-
-// peek returns the next bytes, fewer than peekBytes only if the source ends,
-// without passing them. The error is the source's.
-func (r *Reader) peek() ([]byte, error) {
-	for r.end-r.start < peekBytes && r.ended == nil {
-		r.fill()
-	}
-	if r.ended != nil && r.ended != io.EOF {
-		return nil, r.ended
-	}
-	return r.buf[r.start:min(r.end, r.start+peekBytes)], nil
+	return slices.Clone(header.Fields), rows.CheckHeader(header.Fields)
 }
 
 // Next returns the next row. The error is io.EOF after the last one, or the
 // source's, and then Offset is where the first row begins that was not returned.
 func (r *Reader) Next() (rows.Row, error) {
-	if r.offset == 0 {
-		if err := r.skipMark(); err != nil {
-			return rows.Row{}, err
-		}
-	}
 	for {
-		data, length, err := r.firstLine()
+		data, length, err := r.FirstLine()
 		switch {
 		case err != nil:
 			return rows.Row{}, err
 		case length < 0:
-			return r.skipOverlong()
+			return r.SkipOverlong()
 		}
-		line := withoutEnd(data[:length])
+		line := rows.WithoutEnd(data[:length])
 		if len(line) == 0 {
-			r.pass(length, 1)
+			r.Pass(length, 1)
 			continue
 		}
 		if bytes.IndexByte(line, '"') < 0 {
-			row := rows.Row{Line: r.line, Raw: line}
+			row := rows.Row{Line: r.Line(), Raw: line}
 			r.split(&row)
-			r.pass(length, 1)
+			r.Pass(length, 1)
 			return row, nil
 		}
 		return r.quoted()
 	}
-}
-
-// skipMark passes a UTF-8 byte order mark at the beginning of the file.
-func (r *Reader) skipMark() error {
-	mark := []byte("\xef\xbb\xbf")
-	for r.end-r.start < len(mark) && r.ended == nil {
-		r.fill()
-	}
-	if bytes.HasPrefix(r.buf[r.start:r.end], mark) {
-		r.pass(len(mark), 0)
-	}
-	if r.ended != nil && r.ended != io.EOF {
-		return r.ended
-	}
-	return nil
-}
-
-// firstLine returns what is in hand and the length of its first line with its
-// end; -1 if that is longer than a row may be.
-func (r *Reader) firstLine() (data []byte, length int, err error) {
-	seen := 0
-	for {
-		data = r.buf[r.start:r.end]
-		if i := bytes.IndexByte(data[seen:], '\n'); i >= 0 && seen+i < rows.MaxBytes {
-			return data, seen + i + 1, nil
-		}
-		seen = len(data)
-		switch {
-		case seen > rows.MaxBytes:
-			return nil, -1, nil
-		case r.ended == io.EOF && seen > 0:
-			return data, seen, nil
-		case r.ended != nil:
-			return nil, 0, r.ended
-		}
-		r.fill()
-	}
-}
-
-// fill reads once more, making room first.
-func (r *Reader) fill() {
-	if r.start > 0 && (r.end == len(r.buf) || r.start == r.end) {
-		r.end = copy(r.buf, r.buf[r.start:r.end])
-		r.start = 0
-	}
-	if r.end == len(r.buf) {
-		larger := make([]byte, 2*len(r.buf))
-		r.end = copy(larger, r.buf[:r.end])
-		r.buf = larger
-	}
-	var n int
-	n, r.ended = r.source.Read(r.buf[r.end:])
-	r.end += n
-}
-
-// pass moves over n bytes with so many line ends.
-func (r *Reader) pass(n int, lines int64) {
-	r.start += n
-	r.offset += int64(n)
-	r.line += lines
 }
 
 // split cuts a row without quotes.
@@ -203,26 +108,20 @@ func (r *Reader) split(row *rows.Row) {
 // finish checks the text of all fields at once, and if it is bad looks for the
 // field.
 func (r *Reader) finish(row *rows.Row, text string) {
-	if utf8.ValidString(text) {
+	if r.Valid(text) {
 		row.Fields = r.fields
 		return
 	}
-	row.Malformed = &rows.Malformed{Field: -1, Reason: "invalid UTF-8"}
-	for i, f := range r.fields {
-		if !utf8.ValidString(f) {
-			row.Malformed.Field = i
-			return
-		}
-	}
+	row.Malformed = r.Invalid(slices.IndexFunc(r.fields, func(f string) bool { return !r.Valid(f) }))
 }
 
 // quoted reads a row that has a quote in its first line, which is in hand.
 func (r *Reader) quoted() (rows.Row, error) {
 	for {
-		data := r.buf[r.start:r.end]
-		length, lines, malformed, whole := r.parse(data, r.ended == io.EOF)
+		data := r.Data()
+		length, lines, malformed, whole := r.parse(data, r.Ended() == io.EOF)
 		if whole && malformed == nil && length <= rows.MaxBytes+1 {
-			row := rows.Row{Line: r.line, Raw: withoutEnd(data[:length])}
+			row := rows.Row{Line: r.Line(), Raw: rows.WithoutEnd(data[:length])}
 			text, from := string(r.text), 0
 			r.fields = r.fields[:0]
 			for _, end := range r.ends {
@@ -230,14 +129,14 @@ func (r *Reader) quoted() (rows.Row, error) {
 				from = end
 			}
 			r.finish(&row, text)
-			r.pass(length, lines)
+			r.Pass(length, lines)
 			return row, nil
 		}
 		if !whole && len(data) <= rows.MaxBytes {
-			if r.ended != nil && r.ended != io.EOF {
-				return rows.Row{}, r.ended
+			if r.Ended() != nil && r.Ended() != io.EOF {
+				return rows.Row{}, r.Ended()
 			}
-			r.fill()
+			r.Fill()
 			continue
 		}
 		// Where the row was meant to end nobody can tell. Its first line is
@@ -249,8 +148,8 @@ func (r *Reader) quoted() (rows.Row, error) {
 		if i := bytes.IndexByte(data, '\n'); i >= 0 {
 			length = i + 1
 		}
-		row := rows.Row{Line: r.line, Malformed: malformed, Raw: withoutEnd(data[:length])}
-		r.pass(length, 1)
+		row := rows.Row{Line: r.Line(), Malformed: malformed, Raw: rows.WithoutEnd(data[:length])}
+		r.Pass(length, 1)
 		return row, nil
 	}
 }
@@ -319,37 +218,4 @@ func (r *Reader) parse(data []byte, atEnd bool) (length int, lines int64, malfor
 			return 0, 0, afterQuote, true
 		}
 	}
-}
-
-// skipOverlong passes a line that is longer than a row may be. Offset stays at
-// its beginning while its bytes are dropped: if the source fails before the
-// end, the row was not returned.
-func (r *Reader) skipOverlong() (rows.Row, error) {
-	row := rows.Row{Line: r.line, Malformed: tooLong, Raw: bytes.Clone(r.buf[r.start : r.start+peekBytes])}
-	var dropped int64
-	for {
-		i := bytes.IndexByte(r.buf[r.start:r.end], '\n')
-		if i >= 0 {
-			r.offset += dropped
-			r.pass(i+1, 1)
-			return row, nil
-		}
-		dropped += int64(r.end - r.start)
-		r.start, r.end = 0, 0
-		switch r.ended {
-		case nil:
-			r.fill()
-		case io.EOF:
-			r.offset += dropped
-			r.line++
-			return row, nil
-		default:
-			return rows.Row{}, r.ended
-		}
-	}
-}
-
-// withoutEnd cuts \n or \r\n, or a \r at the end of the file.
-func withoutEnd(line []byte) []byte {
-	return bytes.TrimSuffix(bytes.TrimSuffix(line, []byte{'\n'}), []byte{'\r'})
 }

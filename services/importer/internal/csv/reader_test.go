@@ -27,19 +27,19 @@ type got struct {
 
 func readAll(t testing.TB, source io.Reader, offset, line int64) []got {
 	t.Helper()
-	r := NewReader(source, ',', offset, line)
-	var rows []got
+	r := NewReader(rows.NewText(source, "", offset, line), ',')
+	var read []got
 	for {
 		row, err := r.Next()
 		if err == io.EOF {
-			return rows
+			return read
 		}
 		require.NoError(t, err)
 		g := got{Line: row.Line, Fields: slices.Clone(row.Fields), Raw: string(row.Raw), At: r.Offset()}
 		if row.Malformed != nil {
 			g.Reason, g.Field = row.Malformed.Reason, row.Malformed.Field
 		}
-		rows = append(rows, g)
+		read = append(read, g)
 	}
 }
 
@@ -79,7 +79,7 @@ func TestMemoryStaysBoundedWhateverTheRows(t *testing.T) {
 	long := strings.Repeat("x", 3*rows.MaxBytes)
 	body := strings.Repeat("1,2\n", rows.MaxBytes/2)
 	in := "a,b\n" + "1,\"2\n" + body + long + ",2\n" + "\"" + long + "\n" + long[:rows.MaxBytes-3] + ",2\n" + "3,4\n" + long
-	r := NewReader(strings.NewReader(in), ',', 0, 1)
+	r := NewReader(rows.NewText(strings.NewReader(in), "", 0, 1), ',')
 	var bad []string
 	var lastLine int64
 	n := 0
@@ -93,14 +93,14 @@ func TestMemoryStaysBoundedWhateverTheRows(t *testing.T) {
 		if row.Malformed != nil {
 			bad = append(bad, fmt.Sprintf("%d %s", row.Line, row.Malformed.Reason))
 		}
-		require.LessOrEqual(t, len(r.buf), 2*rows.MaxBytes)
+		require.LessOrEqual(t, cap(r.Data()), 2*rows.MaxBytes)
 	}
 	lines := int64(rows.MaxBytes / 2)
 	require.Equal(t, []string{
 		"2 " + unclosed.Reason,
-		fmt.Sprintf("%d %s", 3+lines, tooLong.Reason),
-		fmt.Sprintf("%d %s", 4+lines, tooLong.Reason),
-		fmt.Sprintf("%d %s", 7+lines, tooLong.Reason),
+		fmt.Sprintf("%d %s", 3+lines, rows.TooLong.Reason),
+		fmt.Sprintf("%d %s", 4+lines, rows.TooLong.Reason),
+		fmt.Sprintf("%d %s", 7+lines, rows.TooLong.Reason),
 	}, bad)
 	require.Equal(t, 7+lines, lastLine)
 	require.EqualValues(t, 7+lines, n)
@@ -112,7 +112,7 @@ func TestAFailedSourceLosesNoRow(t *testing.T) {
 	in := "a,b\n\"1\n2\",3\n4,5\n"
 	gone := errors.New("gone")
 	for cut := range len(in) {
-		r := NewReader(io.MultiReader(strings.NewReader(in[:cut]), iotest.ErrReader(gone)), ',', 0, 1)
+		r := NewReader(rows.NewText(io.MultiReader(strings.NewReader(in[:cut]), iotest.ErrReader(gone)), "", 0, 1), ',')
 		var read []got
 		for {
 			row, err := r.Next()
@@ -129,16 +129,16 @@ func TestAFailedSourceLosesNoRow(t *testing.T) {
 
 func TestPeekPassesNothing(t *testing.T) {
 	t.Parallel()
-	in := strings.Repeat("a,b\n", peekBytes)
-	r := NewReader(iotest.HalfReader(strings.NewReader(in)), ',', 0, 1)
-	b, err := r.peek()
+	in := strings.Repeat("a,b\n", firstBytes)
+	r := NewReader(rows.NewText(iotest.HalfReader(strings.NewReader(in)), "", 0, 1), ',')
+	b, err := r.Peek(firstBytes)
 	require.NoError(t, err)
-	require.Equal(t, in[:peekBytes], string(b))
+	require.Equal(t, in[:firstBytes], string(b))
 	row, err := r.Next()
 	require.NoError(t, err)
 	require.Equal(t, []string{"a", "b"}, row.Fields)
 
-	b, err = NewReader(strings.NewReader("x"), ',', 0, 1).peek()
+	b, err = NewReader(rows.NewText(strings.NewReader("x"), "", 0, 1), ',').Peek(firstBytes)
 	require.NoError(t, err)
 	require.Equal(t, "x", string(b))
 }
@@ -187,7 +187,7 @@ func FuzzReader(f *testing.F) {
 }
 
 // trailing is the length of the line end.
-func trailing(b []byte) int64 { return int64(len(b) - len(withoutEnd(b))) }
+func trailing(b []byte) int64 { return int64(len(b) - len(rows.WithoutEnd(b))) }
 
 func BenchmarkReader(b *testing.B) {
 	row := "569901,23256,CHILDRENS CUTLERY SPACEBOY ,2,2011-10-06 16:20:00,4.15,12923.0,United Kingdom\n"
@@ -195,7 +195,7 @@ func BenchmarkReader(b *testing.B) {
 	b.SetBytes(int64(len(in)))
 	b.ReportAllocs()
 	for b.Loop() {
-		r := NewReader(strings.NewReader(in), ',', 0, 1)
+		r := NewReader(rows.NewText(strings.NewReader(in), "", 0, 1), ',')
 		for {
 			if _, err := r.Next(); err != nil {
 				break

@@ -95,6 +95,22 @@ type value struct {
 	layout   string
 	zone     *time.Location
 	trim     bool
+	comma    bool // decimals are written with one
+}
+
+// Columns are the names of the columns that a spec reads, for formats without a
+// header. The error names everything that cannot be found out.
+func Columns(engine *liquid.Engine, spec *definition.ImportSpec) ([]string, error) {
+	c := compiler{engine: engine, collects: true}
+	(&Mapper{}).compile(&c, spec)
+	for _, t := range c.templates {
+		for _, path := range t.Variables() {
+			if path[0] == rowName && len(path) == 1 {
+				c.problem("a Liquid text computes which column of the row it reads, and files of format %s have no header to compute it from", spec.Source.Format)
+			}
+		}
+	}
+	return c.header, c.err()
 }
 
 // Compile fits a spec to a file's header. The error names everything that the
@@ -107,6 +123,16 @@ func Compile(engine *liquid.Engine, spec *definition.ImportSpec, header []string
 		earliest: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC),
 		began:    imp.StartedAt, latest: imp.StartedAt.Add(24 * time.Hour),
 	}
+	m.compile(&c, spec)
+	if err := c.err(); err != nil {
+		return nil, err
+	}
+	m.bind(&c)
+	m.prepare()
+	return m, nil
+}
+
+func (m *Mapper) compile(c *compiler, spec *definition.ImportSpec) {
 	m.userID = c.value("", "user_id", &spec.UserID, false)
 	if p := spec.Profile; p != nil {
 		m.hasProfile = true
@@ -126,12 +152,6 @@ func Compile(engine *liquid.Engine, spec *definition.ImportSpec, header []string
 		m.eventID = c.value("", "event.id", e.ID, true)
 		m.properties = c.values("event.properties", e.Properties)
 	}
-	if len(c.problems) > 0 {
-		return nil, errors.New(strings.Join(c.problems, "; "))
-	}
-	m.bind(&c)
-	m.prepare()
-	return m, nil
 }
 
 // userIDName is what Liquid texts call the person.
@@ -400,8 +420,16 @@ func (m *Mapper) fill(fields []string) {
 type compiler struct {
 	engine    *liquid.Engine
 	header    []string
+	collects  bool // the header from what the spec names
 	templates []*liquid.Template
 	problems  []string
+}
+
+func (c *compiler) err() error {
+	if len(c.problems) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(c.problems, "; "))
 }
 
 func (c *compiler) problem(format string, a ...any) {
@@ -431,7 +459,7 @@ func (c *compiler) value(key, where string, v *definition.Value, personKnown boo
 	if v == nil {
 		return nil
 	}
-	out := &value{key: key, where: where, index: -1, kind: v.Type, layout: v.Layout, trim: v.Trim}
+	out := &value{key: key, where: where, index: -1, kind: v.Type, layout: v.Layout, trim: v.Trim, comma: v.DecimalComma}
 	if v.Type == definition.TypeTime {
 		zone, err := time.LoadLocation(v.Zone)
 		if err != nil {
@@ -466,6 +494,10 @@ func (c *compiler) value(key, where string, v *definition.Value, personKnown boo
 // column finds a column that the spec names.
 func (c *compiler) column(name string) int {
 	at := slices.Index(c.header, name)
+	if at < 0 && c.collects {
+		c.header = append(c.header, name)
+		return len(c.header) - 1
+	}
 	if at < 0 {
 		c.problem("the header lacks the column %q that the spec names", name)
 		return 0

@@ -223,3 +223,34 @@ func BenchmarkRow(b *testing.B) {
 		m.Row(fields, 1, 1)
 	}
 }
+
+func TestDecimalsWithAComma(t *testing.T) {
+	t.Parallel()
+	v := &value{kind: definition.TypeDecimal, comma: true}
+	for in, want := range map[string]float64{
+		"1,5": 1.5, "-0,25": -0.25, "+3": 3, "1.234,5": 1234.5, "1.234.567": 1234567, "12 345,00": 12345, "1\u00a0234\u202f567,8": 1234567.8, ",5": 0.5,
+	} {
+		got, rej := v.typed(in)
+		require.Nil(t, rej, in)
+		require.Equal(t, want, got.Float(), in)
+	}
+	for _, in := range []string{"1,234.5", "1.5", "12.34,5", "1,2,3", "1.2345", "x", ",", "NaN"} {
+		_, rej := v.typed(in)
+		require.NotNil(t, rej, in)
+	}
+}
+
+func TestColumnsAreWhatASpecReads(t *testing.T) {
+	t.Parallel()
+	engine := liquid.New(liquid.Options{})
+	got, err := Columns(engine, everything())
+	require.NoError(t, err)
+	m, err := Compile(engine, everything(), got, imp)
+	require.NoError(t, err, "a file with these columns lacks none")
+	require.Equal(t, len(got), m.columns)
+	require.ElementsMatch(t, []string{"user_id", "E-Mail", "country", "age", "vip", "born", "consent", "locale", "zone", "coupon", "when", "price"}, got)
+
+	computed := &definition.ImportSpec{Source: definition.Source{Format: definition.FormatJSONL}, UserID: text("{{ row[key] }}"), Segment: &definition.Segment{ID: "s"}}
+	_, err = Columns(engine, computed)
+	require.ErrorContains(t, err, "computes which column")
+}

@@ -20,6 +20,9 @@ func (v *value) typed(s string) (event.Value, *Reject) {
 		}
 		return event.Int(i), nil
 	case definition.TypeDecimal:
+		if v.comma {
+			s = point(s)
+		}
 		f, ok := decimal(s)
 		if !ok {
 			return event.Value{}, &Reject{v.where, "not a decimal number"}
@@ -55,6 +58,27 @@ func decimal(s string) (float64, bool) {
 	}
 	f, err := strconv.ParseFloat(s, 64)
 	return f, err == nil && !math.IsInf(f, 0)
+}
+
+// point writes 1.234,5 as 1234.5. Points and spaces may stand between groups of three
+// digits only; what is no such number is returned as something that is none.
+func point(s string) string {
+	whole, fraction, comma := strings.Cut(s, ",")
+	if strings.Contains(fraction, ".") {
+		return ""
+	}
+	sign := strings.TrimRight(whole[:min(1, len(whole))], "0123456789. \u00a0\u202f")
+	groups := strings.FieldsFunc(whole[len(sign):], func(r rune) bool { return r == '.' || r == ' ' || r == '\u00a0' || r == '\u202f' })
+	for i, g := range groups {
+		if len(groups) > 1 && (i > 0 && len(g) != 3 || i == 0 && len(g) > 3) {
+			return ""
+		}
+	}
+	out := sign + strings.Join(groups, "")
+	if comma {
+		out += "." + fraction
+	}
+	return out
 }
 
 // time reads a text in the value's layout, in microseconds.
