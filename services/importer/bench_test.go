@@ -10,9 +10,9 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
-	"github.com/hikyaku/hikyaku/services/importer/internal/csv"
-	"github.com/hikyaku/hikyaku/services/importer/internal/mapping"
-	"github.com/hikyaku/hikyaku/services/importer/internal/rows"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/csv"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/mapping"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
 	"github.com/hikyaku/hikyaku/services/internal/liquid"
 )

@@ -16,10 +16,11 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
-	"github.com/hikyaku/hikyaku/services/importer/internal/mapping"
-	"github.com/hikyaku/hikyaku/services/importer/internal/rows"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/importfile"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/mapping"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
@@ -121,18 +122,27 @@ func (i *importing) read(ctx, work context.Context) error {
 // make; the last of them is of state published. On a signal it sends what it
 // has and says errStopped.
 func (i *importing) produce(ctx context.Context, at event.Import, batches chan<- *batch) error {
-	f, err := i.openFile(ctx, &at)
+	src := i.open(ctx, objectOf(&at))
+	defer src.Close()
+	f, err := importfile.Open(i.liquid, i.spec, src, importfile.Position{Offset: at.OffsetBytes, Line: at.Line, Rows: at.Rows, Header: at.Header})
 	if err != nil {
 		return stopped(ctx, err)
 	}
-	defer f.close()
+	defer f.Close()
+	if at.Header == nil {
+		at.Header = f.Header()
+	}
 	at.State = stateReading
+	moved := func() {
+		p := f.Position()
+		at.OffsetBytes, at.Line = p.Offset, p.Line
+	}
 	mapper, err := mapping.Compile(i.liquid, i.spec, at.Header, mapping.Import{ID: at.ImportID, StartedAt: at.StartedAt, LastModified: at.LastModified})
 	if err != nil {
 		return &failure{err.Error()}
 	}
 	b := &batch{}
-	began, reads := time.Now(), f.source.reads
+	began, reads := time.Now(), src.reads
 	send := func() {
 		b.after = at
 		batches <- b
@@ -141,8 +151,8 @@ func (i *importing) produce(ctx context.Context, at event.Import, batches chan<-
 	}
 	for n := 0; ; n++ {
 		// The clock is looked at where time passes, not for every row.
-		if n%256 == 0 || f.source.reads != reads {
-			reads = f.source.reads
+		if n%256 == 0 || src.reads != reads {
+			reads = src.reads
 			if len(b.records) > 0 && time.Since(began) > i.timing.batch {
 				send()
 			}
@@ -156,10 +166,10 @@ func (i *importing) produce(ctx context.Context, at event.Import, batches chan<-
 		}
 		row, err := f.Next()
 		if err == io.EOF {
-			err = f.end()
+			err = src.end() // it may have ended because it was changed
 		}
 		if err == io.EOF {
-			at.OffsetBytes, at.Line = f.position()
+			moved()
 			tooMany := i.tooManyRejects(&at, true)
 			if tooMany == nil {
 				at.State = statePublished
@@ -180,7 +190,7 @@ func (i *importing) produce(ctx context.Context, at event.Import, batches chan<-
 		if err := i.mapRow(mapper, row, &at, b); err != nil {
 			return err
 		}
-		at.OffsetBytes, at.Line = f.position()
+		moved()
 		if b.bytes >= i.cfg.TransactionBytes {
 			send()
 		}

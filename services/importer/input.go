@@ -127,9 +127,21 @@ type objectReader struct {
 	reads  int // calls of Read, so that a caller can tell whether it waited
 }
 
-func (s *Service) open(ctx context.Context, o object, at int64) *objectReader {
-	return &objectReader{ctx: ctx, service: s, object: o, at: at, to: o.sizeBytes}
+func (s *Service) open(ctx context.Context, o object) *objectReader {
+	return &objectReader{ctx: ctx, service: s, object: o, to: o.sizeBytes}
 }
+
+// Go moves to a byte of the object.
+func (r *objectReader) Go(to int64) {
+	r.Close()
+	r.at = to
+}
+
+// At is the next byte; with ReadAt it is how much was read.
+func (r *objectReader) At() int64 { return r.at }
+
+// Size is the object's, in bytes.
+func (r *objectReader) Size() int64 { return r.object.sizeBytes }
 
 // ReadAt implements io.ReaderAt, with a request of its own for each call. It is for
 // formats that begin elsewhere than at the beginning; whoever uses it calls end
@@ -138,9 +150,9 @@ func (r *objectReader) ReadAt(p []byte, at int64) (int, error) {
 	if at < 0 || at >= r.object.sizeBytes {
 		return 0, io.EOF
 	}
-	part := r.service.open(r.ctx, r.object, at)
+	part := r.service.open(r.ctx, r.object)
 	defer part.Close()
-	part.to = min(at+int64(len(p)), r.object.sizeBytes)
+	part.at, part.to = at, min(at+int64(len(p)), r.object.sizeBytes)
 	n, err := io.ReadFull(part, p[:part.to-at])
 	r.reads += part.reads
 	r.at += int64(n) // read so far, in whatever order

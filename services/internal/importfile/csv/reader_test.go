@@ -13,7 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/hikyaku/hikyaku/services/importer/internal/rows"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
 )
 
 type got struct {

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/text/encoding/unicode"
 	"golang.org/x/text/transform"
 
-	"github.com/hikyaku/hikyaku/services/importer/internal/rows"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
 )
 
 // HeadBytes of a file are enough to tell its compression and its byte order mark.

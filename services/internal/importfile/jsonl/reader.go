@@ -9,7 +9,7 @@ import (
 
 	"github.com/tidwall/gjson"
 
-	"github.com/hikyaku/hikyaku/services/importer/internal/rows"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
 )
 
 var (

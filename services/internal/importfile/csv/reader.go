@@ -13,7 +13,7 @@ import (
 	"io"
 	"slices"
 
-	"github.com/hikyaku/hikyaku/services/importer/internal/rows"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
 )
 
 var (
