@@ -73,7 +73,7 @@ func (f *File) open(engine *liquid.Engine, spec *definition.ImportSpec, at Posit
 		return err
 	}
 	head = head[:n]
-	var text io.Reader = io.MultiReader(bytes.NewReader(head), f.source)
+	text := io.MultiReader(bytes.NewReader(head), f.source)
 	compression := layers.Compression(head)
 	if compression != "" {
 		limit := spec.Source.MaxDecompressedBytes

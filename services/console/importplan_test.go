@@ -1,0 +1,93 @@
+package console
+
+import (
+	"bytes"
+	"compress/gzip"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/hikyaku/hikyaku/schemas/identity"
+)
+
+const guestsSpec = `kind: ImportSpec
+id: guests
+source: {prefix: imports/guests/, format: csv}
+user_id: {column: id, trim: true}
+profile:
+  addresses: {email: {column: mail}}
+  consents: {email: {column: ok}}
+  attributes: {visits: {column: visits, type: int}, city: {column: city}}
+segment: {id: tasters, attributes: {city: {column: city}}}
+max_rejects: 50%
+`
+
+const guestsCSV = `id,mail,ok,visits,city
+same,same@example.test,subscribed,1,Kyoto
+new, new@example.test,,2,Nara
+same,,,,Kyoto
+moved,moved@example.test,,3,Osaka
+bad,bad@example.test,,three,Kyoto
+bad,bad@example.test,perhaps,3,Kyoto
+,nobody@example.test,,3,Kyoto
+`
+
+func TestPlanSaysWhatAnImportWouldChange(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	dir := files(t, map[string]string{"guests.yaml": guestsSpec, "guests.csv": guestsCSV})
+	s.ok("apply", "-f", filepath.Join(dir, "guests.yaml"))
+	s.insert("profile_rows", row{"user_id": "same", "revision": int64(1), "attr_int": map[string]int64{"visits": 1, "more": 2}, "attr_string": map[string]string{"city": "Kyoto"},
+		"addresses": map[string]string{"email": "same@example.test"}, "consents": map[string]string{"email": "subscribed"}})
+	s.insert("profile_rows", row{"user_id": "moved", "revision": int64(1), "attr_int": map[string]int64{"visits": 3}, "attr_string": map[string]string{"city": "Kyoto"},
+		"addresses": map[string]string{"email": "moved@example.test"}})
+	s.inSegment("tasters", identity.Hash("an import"), "{}", "same", "leaves")
+
+	plan := s.ok("import", "plan", filepath.Join(dir, "guests.csv"), "--spec", "guests", "--json").one(t)
+	require.Equal(t, map[string]any{"listed": 3.0, "new": 1.0, "changed": 1.0, "same": 1.0}, plan["people"])
+	require.Equal(t, map[string]any{"segment_id": "tasters", "joins": 2.0, "stays": 1.0, "leaves": 1.0}, plan["segment"])
+	for name, want := range map[string]float64{"rows": 7, "rejected": 3, "profile_updates": 4, "segment_members": 4, "events": 0} {
+		require.Equal(t, want, plan[name], name)
+	}
+	require.Equal(t, []any{
+		map[string]any{"column": "visits", "reason": "not a whole number of 64 bits", "rows": 1.0, "first_line": 6.0},
+		map[string]any{"column": "ok", "reason": "the consent is neither subscribed nor unsubscribed", "rows": 1.0, "first_line": 7.0},
+		map[string]any{"column": "id", "reason": "the row has no user_id", "rows": 1.0, "first_line": 8.0},
+	}, plan["rejected_by"])
+	require.Len(t, plan["samples"], 3)
+
+	a := s.ok("import", "plan", filepath.Join(dir, "guests.csv"), "--spec", "guests")
+	require.Contains(t, a.out, "guests.csv by guests: 7 rows, 3 rejected; 4 profile updates, 4 segment members, 0 events\n"+
+		"3 people: 1 are new, 1 would change, 1 would stay as they are\nsegment tasters: 2 would join, 1 stay, 1 leave\n")
+	require.Contains(t, a.out, "line 3: new\n  profile.city = Nara\n  profile.visits = 2\n  member.city = Nara\n  address.email =  new@example.test\n")
+}
+
+func TestAPlanNeedsNothingButTheFileAndTheSpec(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	_, err := z.Write([]byte(guestsCSV))
+	require.NoError(t, err)
+	require.NoError(t, z.Close())
+	dir := files(t, map[string]string{"guests.yaml": guestsSpec, "two.yaml": guestsSpec + "---\n" + "kind: ImportSpec\nid: other\nsource: {prefix: p/, format: csv}\nuser_id: {column: id}\nsegment: {id: x}\n",
+		"guests.csv.gz": b.String(), "cut.csv.gz": b.String()[:b.Len()-10], "bad.csv": guestsCSV + "x,x,x\nx,x,x\n", "wrong.csv": "id;mail\n"})
+	s := &stage{t: t, env: map[string]string{"KAFKA_BROKERS": "127.0.0.1:1", "CLICKHOUSE_URL": "http://127.0.0.1:1"}}
+	at := func(name string) string { return filepath.Join(dir, name) }
+	plan := s.ok("import", "plan", at("guests.csv.gz"), "--spec-file", at("guests.yaml"), "--offline", "--json").one(t)
+	require.Equal(t, 7.0, plan["rows"])
+	require.NotContains(t, plan, "people")
+	require.NotContains(t, plan, "segment")
+
+	for name, want := range map[string]string{
+		"cut.csv.gz": "the import would fail: the gzip data are cut off", "bad.csv": "the import would fail: 5 of 9 rows were rejected; max_rejects in the import spec allows 50%",
+		"wrong.csv": `the import would fail: the header lacks the column "id" that the spec names`,
+	} {
+		a := s.hikyaku("import", "plan", at(name), "--spec-file", at("guests.yaml"), "--offline")
+		require.Equal(t, exitBroken, a.code, name)
+		require.Contains(t, a.err, want)
+	}
+	require.Equal(t, exitUsage, s.hikyaku("import", "plan", at("none.csv"), "--spec-file", at("guests.yaml"), "--offline").code)
+	require.Equal(t, exitUsage, s.hikyaku("import", "plan", at("bad.csv")).code)
+	require.Contains(t, s.hikyaku("import", "plan", at("bad.csv"), "--spec-file", at("two.yaml"), "--offline").err, "holds 2 import specs")
+}
