@@ -244,7 +244,7 @@ func (p *planning) read(ctx context.Context, path string) error {
 			}
 			break
 		}
-		p.row(mapper, row)
+		p.row(mapper, file.Header(), row)
 		p.tooMany(false)
 		if len(p.pending) >= planBatch {
 			if err := p.compare(ctx); err != nil {
@@ -277,10 +277,10 @@ func (p *planning) tooMany(all bool) {
 	}
 }
 
-func (p *planning) row(mapper *mapping.Mapper, row rows.Row) {
+func (p *planning) row(mapper *mapping.Mapper, header []string, row rows.Row) {
 	p.result.Rows++
 	if m := row.Malformed; m != nil {
-		p.reject(row.Line, "", m.Reason)
+		p.reject(row.Line, m.Column(header), m.Reason)
 		return
 	}
 	made, rej := mapper.Row(row.Fields, row.Line, p.result.Rows)

@@ -237,11 +237,7 @@ func (i *importing) mapRow(mapper *mapping.Mapper, row rows.Row, at *event.Impor
 		})
 	}
 	if m := row.Malformed; m != nil {
-		r := mapping.Reject{Reason: m.Reason}
-		if m.Field >= 0 && m.Field < len(at.Header) {
-			r.Column = at.Header[m.Field]
-		}
-		return reject(r)
+		return reject(mapping.Reject{Column: m.Column(at.Header), Reason: m.Reason})
 	}
 	made, rej := mapper.Row(row.Fields, row.Line, at.Rows)
 	if rej != nil {

@@ -15,6 +15,14 @@ type Malformed struct {
 // Error is the reason.
 func (m *Malformed) Error() string { return m.Reason }
 
+// Column is the name of the field's column, empty if it concerns the whole row.
+func (m *Malformed) Column(header []string) string {
+	if m.Field < 0 || m.Field >= len(header) {
+		return ""
+	}
+	return header[m.Field]
+}
+
 // Invalid says why a file is none of its format, or cannot be read any further, in
 // a sentence for the file's owner. Waiting does not mend it.
 type Invalid struct{ Reason string }
