@@ -20,6 +20,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/guess"
 	"github.com/hikyaku/hikyaku/services/internal/importfile/mapping"
 	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
 	"github.com/hikyaku/hikyaku/services/internal/liquid"
@@ -36,11 +37,17 @@ would be rejected and why, what would be written, whom of these people nobody kn
 join and leave the segment. Everybody is compared with what ClickHouse has now; that needs about 40 bytes of memory for each person.
 
 The spec is one that was applied (--spec ID), or one in a file that was not (--spec-file). With --offline nothing but the file and
-the spec is looked at. Exit code 1 if the import would fail.`,
-		Example: "  hikyaku import plan orders.csv.gz --spec retail-orders\n  hikyaku import plan people.jsonl --spec-file people.yaml --offline", Args: cobra.ExactArgs(1),
+the spec is looked at. Exit code 1 if the import would fail.
+
+Without a spec, plan guesses one from the beginning of the file (format, delimiter, encoding, types, which column is the id and which
+the address) and prints it as YAML, to be read, corrected and tried with --spec-file; nothing but the file is looked at.`,
+		Example: "  hikyaku import plan people.csv > people.yaml\n  hikyaku import plan people.csv --spec-file people.yaml --offline\n  hikyaku import plan orders.csv.gz --spec retail-orders", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if (spec == "") == (specFile == "") {
-				return usage("say --spec ID or --spec-file FILE")
+			switch {
+			case spec != "" && specFile != "":
+				return usage("say --spec ID or --spec-file FILE, not both")
+			case spec == "" && specFile == "":
+				return a.guess(args[0])
 			}
 			return a.plan(cmd.Context(), args[0], spec, specFile, offline)
 		},
@@ -136,6 +143,35 @@ func (a *app) plan(ctx context.Context, path, specID, specFile string, offline b
 	return err
 }
 
+// guess prints a spec for a file.
+func (a *app) guess(path string) error {
+	source, err := openFile(path)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	yaml, err := guess.Spec(filepath.Base(path), source)
+	var invalid *rows.Invalid
+	switch {
+	case errors.As(err, &invalid):
+		return broken("%s: %s", path, invalid.Reason)
+	case err != nil:
+		return fmt.Errorf("reading %s: %w", path, err)
+	case a.asJSON:
+		return a.printJSON(map[string]string{"file": path, "spec": yaml})
+	}
+	_, err = io.WriteString(a.out, yaml)
+	return err
+}
+
+func openFile(path string) (*importfile.Local, error) {
+	source, err := importfile.OpenLocal(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, usage("there is no file %s", path)
+	}
+	return source, err
+}
+
 // planSpec is the spec in force, or the one in a file.
 func (a *app) planSpec(ctx context.Context, id, file string) (*definition.ImportSpec, error) {
 	if file == "" {
@@ -207,10 +243,7 @@ func (p *planning) connect(ctx context.Context) (err error) {
 
 // read goes through the file, as the importer's produce does.
 func (p *planning) read(ctx context.Context, path string) error {
-	source, err := importfile.OpenLocal(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return usage("there is no file %s", path)
-	}
+	source, err := openFile(path)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package console
 import (
 	"bytes"
 	"compress/gzip"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -88,6 +89,14 @@ func TestAPlanNeedsNothingButTheFileAndTheSpec(t *testing.T) {
 		require.Contains(t, a.err, want)
 	}
 	require.Equal(t, exitUsage, s.hikyaku("import", "plan", at("none.csv"), "--spec-file", at("guests.yaml"), "--offline").code)
-	require.Equal(t, exitUsage, s.hikyaku("import", "plan", at("bad.csv")).code)
+	require.Equal(t, exitUsage, s.hikyaku("import", "plan", at("bad.csv"), "--spec", "x", "--spec-file", at("guests.yaml")).code)
+
+	// Without a spec: one is guessed, and what it says can be planned by.
+	guessed := s.ok("import", "plan", at("bad.csv")).out
+	require.Contains(t, guessed, "id: bad\nsource: {prefix: imports/bad/, format: csv}\nuser_id: {column: id}")
+	require.NoError(t, os.WriteFile(at("guessed.yaml"), []byte(guessed), 0o600))
+	require.Equal(t, 9.0, s.ok("import", "plan", at("bad.csv"), "--spec-file", at("guessed.yaml"), "--offline", "--json").one(t)["rows"])
+	require.Equal(t, guessed, s.ok("import", "plan", at("bad.csv"), "--json").one(t)["spec"])
+	require.Equal(t, exitUsage, s.hikyaku("import", "plan", at("none.csv")).code)
 	require.Contains(t, s.hikyaku("import", "plan", at("bad.csv"), "--spec-file", at("two.yaml"), "--offline").err, "holds 2 import specs")
 }
