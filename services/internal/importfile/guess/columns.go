@@ -180,8 +180,11 @@ func write(id string, src definition.Source, columns []*column, sample [][]strin
 			mail = c
 		}
 	}
-	person := find(columns, idNames, full)
+	person := find(columns, idNames, func(c *column) bool { return len(c.values)*2 >= len(sample) })
 	why := "its name says so"
+	if person != nil && !full(person) {
+		why += fmt.Sprintf("; %d of %d rows have none and would be rejected", len(sample)-len(person.values), len(sample))
+	}
 	if person == nil && mail != nil && full(mail) {
 		person, why = mail, "there is no column that looks like an id, so a person is an e-mail address"
 	}
@@ -207,32 +210,47 @@ func write(id string, src definition.Source, columns []*column, sample [][]strin
 	}
 	b.WriteString("}\n")
 	fmt.Fprintf(&b, "user_id: %s # %s\n", reference(person, false), why)
-	b.WriteString("profile:\n")
-	begun := b.Len()
+	profile := strings.Builder{}
 	if mail != nil {
-		fmt.Fprintf(&b, "  addresses: {email: %s} # %d of %d values look like one\n", reference(mail, false), mail.emails, len(mail.values))
+		fmt.Fprintf(&profile, "  addresses: {email: %s} # %d of %d values look like one\n", reference(mail, false), mail.emails, len(mail.values))
 	}
 	locale := find(columns, localeNames, func(*column) bool { return true })
 	if locale != nil {
-		fmt.Fprintf(&b, "  locale: %s\n", reference(locale, false))
+		fmt.Fprintf(&profile, "  locale: %s\n", reference(locale, false))
 	}
 	zone := find(columns, zoneNames, func(c *column) bool {
 		return len(c.values) > 0 && !slices.ContainsFunc(c.values, func(v string) bool { _, err := time.LoadLocation(v); return err != nil || v == "Local" })
 	})
 	if zone != nil {
-		fmt.Fprintf(&b, "  time_zone: %s\n", reference(zone, false))
+		fmt.Fprintf(&profile, "  time_zone: %s\n", reference(zone, false))
 	}
-	attributes(&b, columns, person, mail, locale, zone)
-	if b.Len() == begun {
-		fmt.Fprintf(&b, "  attributes: {%s: %s}\n", quoted(attributeName(person.name)), reference(person, false))
+	when := slices.IndexFunc(columns, func(c *column) bool { return c.kind == definition.TypeTime && full(c) })
+	if several := person.distinct*10 < len(person.values)*9; several && when >= 0 {
+		if profile.Len() > 0 {
+			b.WriteString("profile:\n" + profile.String())
+		}
+		fmt.Fprintf(&b, "event: # because %d rows are about %d people and have a time; if they say what a person is like, make attributes of a profile of them\n", len(person.values), person.distinct)
+		fmt.Fprintf(&b, "  name: %s\n  occurred_at: %s%s\n", quoted(id), reference(columns[when], true), ambiguity(columns[when]))
+		values(&b, "properties", columns, person, mail, locale, zone, columns[when])
+		return b.String()
 	}
-	if person.distinct*10 < len(person.values)*9 {
-		fmt.Fprintf(&b, "# The same person is in several rows: %d in %d. If a row is something that happened, make events of them:\n# event: {name: NAME, occurred_at: {column: TIME, layout: \"2006-01-02 15:04:05\", zone: UTC}, properties: {…}}\n", person.distinct, len(person.values))
+	values(&profile, "attributes", columns, person, mail, locale, zone)
+	if profile.Len() == 0 {
+		fmt.Fprintf(&profile, "  attributes: {%s: %s}\n", quoted(valueName(person.name)), reference(person, false))
 	}
+	b.WriteString("profile:\n" + profile.String())
 	return b.String()
 }
 
-func attributes(b *strings.Builder, columns []*column, without ...*column) {
+// ambiguity is the comment behind a time that could be another.
+func ambiguity(c *column) string {
+	if c.another == "" {
+		return ""
+	}
+	return fmt.Sprintf(" # or is it %s? The values fit both", c.another)
+}
+
+func values(b *strings.Builder, what string, columns []*column, without ...*column) {
 	first := true
 	used := map[string]bool{}
 	for _, c := range columns {
@@ -240,19 +258,17 @@ func attributes(b *strings.Builder, columns []*column, without ...*column) {
 			continue
 		}
 		if first {
-			b.WriteString("  attributes:\n")
+			b.WriteString("  " + what + ":\n")
 			first = false
 		}
-		name := attributeName(c.name)
+		name := valueName(c.name)
 		for base, n := name, 2; used[name]; n++ {
 			name = base + "_" + strconv.Itoa(n)
 		}
 		used[name] = true
 		fmt.Fprintf(b, "    %s: %s", quoted(name), reference(c, true))
-		switch {
-		case c.another != "":
-			fmt.Fprintf(b, " # or is it %s? The values fit both", c.another)
-		case c.doubt != "":
+		b.WriteString(ambiguity(c))
+		if c.doubt != "" {
 			b.WriteString(" # " + c.doubt)
 		}
 		b.WriteByte('\n')
@@ -277,14 +293,14 @@ func reference(c *column, typed bool) string {
 	return out + "}"
 }
 
-// attributeName is a name that templates can write without quotes, where there is one.
-func attributeName(column string) string {
+// valueName is a name that templates can write without quotes, where there is one.
+func valueName(column string) string {
 	name := strings.Trim(strings.Map(func(r rune) rune {
 		if unicode.IsLetter(r) || unicode.IsDigit(r) {
 			return unicode.ToLower(r)
 		}
 		return '_'
-	}, column), "_")
+	}, hump.ReplaceAllString(column, "${1}_${2}")), "_")
 	for strings.Contains(name, "__") {
 		name = strings.ReplaceAll(name, "__", "_")
 	}
@@ -297,7 +313,9 @@ func attributeName(column string) string {
 	return name
 }
 
-var plainWord = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*( [A-Za-z0-9_]+)*$`)
+var hump = regexp.MustCompile(`([a-z0-9])([A-Z])`) // of InvoiceDate
+
+var plainWord = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*( [A-Za-z0-9_-]+)*$`)
 
 // quoted is a text as YAML reads it.
 func quoted(s string) string {
