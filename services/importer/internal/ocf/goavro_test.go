@@ -74,9 +74,6 @@ func textOf(t testing.TB, name string, v any) (string, any) {
 		return s, s
 	case time.Duration:
 		s := time.Time{}.Add(v).Format("15:04:05.999999999")
-		if unit := map[string]time.Duration{"tm": time.Millisecond, "tu": time.Microsecond}[name]; v < 0 || v >= 24*time.Hour {
-			s = fmt.Sprint(int64(v / unit))
-		}
 		return s, s
 	case *big.Rat:
 		s := v.FloatString(map[string]int{"dec": 4, "df": 2}[name])
@@ -231,6 +228,11 @@ func FuzzRowsAreWhatGoavroReads(f *testing.F) {
 				name = part
 				m, _ := value.(map[string]any)
 				value = m[part]
+			}
+			if n, err := strconv.ParseInt(fields[i], 10, 64); err == nil && (name == "tm" || name == "tu") {
+				// No time of a day. goavro's duration goes round where it is too large.
+				require.Equal(t, value, time.Duration(n)*map[string]time.Duration{"tm": time.Millisecond, "tu": time.Microsecond}[name])
+				continue
 			}
 			text, inJSON := textOf(t, name, value)
 			switch inJSON.(type) {
