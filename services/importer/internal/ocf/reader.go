@@ -33,12 +33,10 @@ const (
 	maxSchema = 1 << 20
 
 	bufferBytes = 256 << 10
-	rawBytes    = 64 << 10 // kept of an overlong row
 	syncBytes   = 16
 )
 
 var (
-	tooLong   = &rows.Malformed{Field: -1, Reason: "the row is longer than 1 MiB"}
 	behindBad = &rows.Malformed{Field: -1, Reason: "a row before it in the same block cannot be read"}
 	cutOff    = &rows.Invalid{Reason: "the file is cut off in the middle of a block"}
 )
@@ -57,11 +55,8 @@ type Reader struct {
 	plain   []byte                             // decompressed
 
 	steps   []step
-	json    *rows.JSON
 	decoder decoder
 	left    int64 // rows of the block in hand
-	fields  []string
-	raw     []byte
 }
 
 // NewReader returns a reader of a source that begins where the file does.
@@ -128,7 +123,7 @@ func (r *Reader) header() ([]string, error) {
 	if len(p.columns) == 0 {
 		return nil, &rows.Invalid{Reason: "the file's schema has no fields"}
 	}
-	r.json = rows.NewJSON(p.columns, p.quoted)
+	r.decoder.Builder = rows.NewBuilder(p.columns, p.quoted)
 	return p.columns, nil
 }
 
@@ -275,36 +270,21 @@ func (r *Reader) Next() (rows.Row, error) {
 	if r.err != nil {
 		return rows.Row{}, r.err
 	}
-	row := rows.Row{Line: r.line, Raw: r.raw[:0]}
+	line := r.line
 	r.line++
 	r.left--
 	d := &r.decoder
 	if d.failed != "" {
-		row.Malformed = behindBad
-		return row, nil
+		return rows.Row{Line: line, Malformed: behindBad}, nil
 	}
 	d.row(r.steps)
 	if d.failed != "" {
-		row.Malformed = &rows.Malformed{Field: -1, Reason: d.failed}
-		return row, nil
-	}
-	var whole bool
-	r.fields, row.Malformed = d.finish(r.fields)
-	r.raw, whole = r.json.Append(r.raw[:0], r.fields)
-	if !whole && row.Malformed == nil {
-		row.Malformed = tooLong
-	}
-	row.Raw = r.raw
-	switch {
-	case row.Malformed == nil:
-		row.Fields = r.fields
-	case row.Malformed == tooLong:
-		row.Raw = r.raw[:min(len(r.raw), rawBytes)]
+		return rows.Row{Line: line, Malformed: &rows.Malformed{Field: -1, Reason: d.failed}}, nil
 	}
 	if r.left == 0 && len(d.b) > 0 {
 		r.err = &rows.Invalid{Reason: fmt.Sprintf("the block at byte %d has more bytes than its rows", r.blockAt)}
 	}
-	return row, nil
+	return d.Row(line), nil
 }
 
 // nextBlock reads a block. Errors: io.EOF if there is none; *rows.Invalid; the

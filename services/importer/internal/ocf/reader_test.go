@@ -232,11 +232,11 @@ func TestAnOverlongRowCostsNoOther(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, read, 4)
 	for _, row := range read[:3] {
-		require.Equal(t, tooLong.Reason, row.Reason)
-		require.LessOrEqual(t, len(row.Raw), rawBytes)
+		require.Equal(t, "the row is longer than 1 MiB", row.Reason)
+		require.LessOrEqual(t, len(row.Raw), 64<<10)
 	}
 	require.True(t, strings.HasPrefix(read[0].Raw, `{"v":[`), "of the row %.10s", read[0].Raw)
-	require.Len(t, read[0].Raw, rawBytes)
+	require.Len(t, read[0].Raw, 64<<10)
 	require.Equal(t, []string{`["y"]`}, read[3].Fields)
 }
 

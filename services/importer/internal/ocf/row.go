@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"math"
 	"strconv"
-	"unicode/utf8"
 
 	"github.com/hikyaku/hikyaku/services/importer/internal/rows"
 )
@@ -20,9 +19,7 @@ type decoder struct {
 	b      []byte // of the block, what has not been read
 	failed string // why the bytes are not what the schema says; empty if all is well
 
-	text []byte // of the row's columns, one after the other
-	ends []int  // of each of them in text
-	over bool   // the row is longer than it may be: it is read to its end, and no more kept
+	*rows.Builder // of an overlong row too all is read, and no more kept
 }
 
 func (d *decoder) fail(reason string) {
@@ -85,7 +82,7 @@ func (d *decoder) branch(n int) int {
 
 // row reads one row.
 func (d *decoder) row(steps []step) {
-	d.text, d.ends, d.over = d.text[:0], d.ends[:0], false
+	d.Begin()
 	d.columns(steps)
 }
 
@@ -95,40 +92,26 @@ func (d *decoder) columns(steps []step) {
 		switch {
 		case s.null >= 0 && d.branch(2) == s.null, d.failed != "":
 			for range s.columns {
-				d.ends = append(d.ends, len(d.text))
+				d.End()
 			}
 			continue
 		case s.steps != nil:
 			d.columns(s.steps)
 			continue
 		case s.node.kind == text: // first, for it is most columns
-			d.keep(d.take(d.long()))
+			d.Keep(d.take(d.long()))
 		case s.scalar:
 			d.scalar(s.node)
 		default:
 			d.json(s.node, 0)
 		}
-		d.ends = append(d.ends, len(d.text))
+		d.End()
 	}
 }
-
-// room returns as much of v as may be kept.
-func (d *decoder) room(v []byte) []byte {
-	if d.over {
-		return nil
-	}
-	if free := rows.MaxBytes - len(d.text); len(v) > free {
-		d.over = true
-		return v[:max(free, 0)]
-	}
-	return v
-}
-
-func (d *decoder) keep(v []byte) { d.text = append(d.text, d.room(v)...) }
 
 // scalar reads a value that has a text of its own.
 func (d *decoder) scalar(n *node) {
-	before, over := len(d.text), d.over
+	before, over := len(d.Text), d.Over()
 	switch n.kind {
 	case null:
 	case boolean:
@@ -137,40 +120,40 @@ func (d *decoder) scalar(n *node) {
 		case v[0] > 1:
 			d.fail("a boolean is neither true nor false")
 		default:
-			d.text = strconv.AppendBool(d.text, v[0] == 1)
+			d.Text = strconv.AppendBool(d.Text, v[0] == 1)
 		}
 	case integer:
-		d.text = strconv.AppendInt(d.text, int64(d.int()), 10)
+		d.Text = strconv.AppendInt(d.Text, int64(d.int()), 10)
 	case long:
-		d.text = strconv.AppendInt(d.text, d.long(), 10)
+		d.Text = strconv.AppendInt(d.Text, d.long(), 10)
 	case float:
 		if v := d.take(4); v != nil {
-			d.text = rows.AppendFloat(d.text, float64(math.Float32frombits(binary.LittleEndian.Uint32(v))), 32)
+			d.Text = rows.AppendFloat(d.Text, float64(math.Float32frombits(binary.LittleEndian.Uint32(v))), 32)
 		}
 	case double:
 		if v := d.take(8); v != nil {
-			d.text = rows.AppendFloat(d.text, math.Float64frombits(binary.LittleEndian.Uint64(v)), 64)
+			d.Text = rows.AppendFloat(d.Text, math.Float64frombits(binary.LittleEndian.Uint64(v)), 64)
 		}
 	case text:
-		d.keep(d.take(d.long()))
+		d.Keep(d.take(d.long()))
 	case octets:
-		d.text = rows.AppendBytes(d.text, d.room(d.take(d.long())))
+		d.Text = rows.AppendBytes(d.Text, d.Room(d.take(d.long())))
 	case fixed:
-		d.text = rows.AppendBytes(d.text, d.room(d.take(int64(n.size))))
+		d.Text = rows.AppendBytes(d.Text, d.Room(d.take(int64(n.size))))
 	case uuidFixed:
-		d.text = rows.AppendUUID(d.text, d.take(16))
+		d.Text = rows.AppendUUID(d.Text, d.take(16))
 	case enum:
 		if i := d.branch(len(n.symbols)); i >= 0 {
-			d.keep(n.symbols[i])
+			d.Keep(n.symbols[i])
 		}
 	case date:
-		d.text = rows.AppendDate(d.text, d.int())
+		d.Text = rows.AppendDate(d.Text, d.int())
 	case clock:
-		d.text = rows.AppendClock(d.text, int64(d.int()), n.perSecond)
+		d.Text = rows.AppendClock(d.Text, int64(d.int()), n.perSecond)
 	case clock64:
-		d.text = rows.AppendClock(d.text, d.long(), n.perSecond)
+		d.Text = rows.AppendClock(d.Text, d.long(), n.perSecond)
 	case instant, local:
-		d.text = rows.AppendTime(d.text, d.long(), n.perSecond, n.kind == local)
+		d.Text = rows.AppendTime(d.Text, d.long(), n.perSecond, n.kind == local)
 	case decimal:
 		d.decimal(d.take(d.long()), n.scale)
 	case decimalFixed:
@@ -181,7 +164,7 @@ func (d *decoder) scalar(n *node) {
 		}
 	}
 	if over {
-		d.text = d.text[:before]
+		d.Text = d.Text[:before]
 	}
 }
 
@@ -190,7 +173,7 @@ func (d *decoder) decimal(v []byte, scale int) {
 		d.fail("a decimal has more than " + strconv.Itoa(maxDecimalBytes) + " bytes")
 		return
 	}
-	d.text = rows.AppendBigDecimal(d.text, v, scale)
+	d.Text = rows.AppendBigDecimal(d.Text, v, scale)
 }
 
 // json reads any value as JSON.
@@ -198,7 +181,7 @@ func (d *decoder) json(n *node, depth int) {
 	if depth > maxDepth {
 		d.fail("a value is nested deeper than " + strconv.Itoa(maxDepth))
 	}
-	if d.failed != "" || d.over && n.empty() { // of which there may be any number in no bytes
+	if d.failed != "" || d.Over() && n.empty() { // of which there may be any number in no bytes
 		return
 	}
 	switch n.kind {
@@ -207,49 +190,37 @@ func (d *decoder) json(n *node, depth int) {
 			d.json(n.branches[i], depth+1)
 		}
 	case record:
-		d.put('{')
+		d.Put('{')
 		for i := range n.fields {
 			f := &n.fields[i]
 			if i > 0 {
-				d.put(',')
+				d.Put(',')
 			}
-			d.keep(f.key)
+			d.Keep(f.key)
 			d.json(f.node, depth+1)
 		}
-		d.put('}')
+		d.Put('}')
 	case array:
 		d.items('[', n.item, ']', depth)
 	case mapping:
 		d.items('{', n.item, '}', depth)
 	case null:
-		d.keep([]byte("null"))
+		d.Keep([]byte("null"))
 	case text:
-		d.quote(d.take(d.long()))
+		d.Quote(d.take(d.long()))
 	default:
-		before := len(d.text)
+		before := len(d.Text)
 		d.scalar(n)
-		if v := d.text[before:]; !d.over && !n.isBare() && !(isFloat(n) && isNumber(v)) {
-			d.text = rows.AppendString(d.text[:before], string(v))
+		if v := d.Text[before:]; !d.Over() && !n.isBare() && !(isFloat(n) && isNumber(v)) {
+			d.Text = rows.AppendString(d.Text[:before], string(v))
 		}
-	}
-}
-
-func (d *decoder) put(c byte) {
-	if d.over = d.over || len(d.text) >= rows.MaxBytes; !d.over {
-		d.text = append(d.text, c)
-	}
-}
-
-func (d *decoder) quote(v []byte) {
-	if !d.over {
-		d.text = rows.AppendString(d.text, d.room(v))
 	}
 }
 
 // items reads an array, or a map, which has keys. They come in blocks with a count
 // before each, or a negative count and a length in bytes; 0 ends them.
 func (d *decoder) items(opening byte, item *node, closing byte, depth int) {
-	d.put(opening)
+	d.Put(opening)
 	first := true
 	for {
 		n := d.long()
@@ -263,51 +234,27 @@ func (d *decoder) items(opening byte, item *node, closing byte, depth int) {
 		case d.failed != "":
 			return
 		case n == 0:
-			d.put(closing)
+			d.Put(closing)
 			return
 		case n < 0 || n > int64(len(d.b)) && !(closing == ']' && item.empty()):
 			d.fail("a list has more items than its block has bytes")
 			return
 		}
 		for ; n > 0 && d.failed == ""; n-- {
-			if closing == ']' && d.over && item.empty() {
+			if closing == ']' && d.Over() && item.empty() {
 				break
 			}
 			if !first {
-				d.put(',')
+				d.Put(',')
 			}
 			first = false
 			if closing == '}' {
-				d.quote(d.take(d.long()))
-				d.put(':')
+				d.Quote(d.take(d.long()))
+				d.Put(':')
 			}
 			d.json(item, depth+1)
 		}
 	}
-}
-
-// finish makes the row's fields; d.ends are as many as its columns.
-func (d *decoder) finish(fields []string) ([]string, *rows.Malformed) {
-	s, from := string(d.text), 0
-	fields = fields[:0]
-	for _, end := range d.ends {
-		fields = append(fields, s[from:end])
-		from = end
-	}
-	if d.over {
-		return fields, tooLong
-	}
-	if utf8.ValidString(s) {
-		return fields, nil
-	}
-	malformed := &rows.Malformed{Field: -1, Reason: "invalid UTF-8"}
-	for i, f := range fields {
-		if !utf8.ValidString(f) {
-			malformed.Field = i
-			break
-		}
-	}
-	return fields, malformed
 }
 
 func isFloat(n *node) bool { return n.kind == float || n.kind == double }
