@@ -16,6 +16,8 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/importfile/jsonl"
 	"github.com/hikyaku/hikyaku/services/internal/importfile/layers"
 	"github.com/hikyaku/hikyaku/services/internal/importfile/mapping"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/ocf"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/parquet"
 	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
 	"github.com/hikyaku/hikyaku/services/internal/liquid"
 )
@@ -44,7 +46,7 @@ type File struct {
 	rows.Reader
 	header []string
 	source Source
-	plain  bool // the bytes of the file are the text that is read
+	plain  bool // where the reader is, is where the file is read: no layer lies between
 	free   func()
 }
 
@@ -66,7 +68,13 @@ func Open(engine *liquid.Engine, spec *definition.ImportSpec, source Source, at 
 	return f, nil
 }
 
-func (f *File) open(engine *liquid.Engine, spec *definition.ImportSpec, at Position) error {
+func (f *File) open(engine *liquid.Engine, spec *definition.ImportSpec, at Position) (err error) {
+	if spec.Source.Format == definition.FormatParquet { // begins at its end, and skips by itself
+		f.Reader = parquet.NewReader(f.source, f.source.Size(), at.Rows)
+		f.plain = true
+		f.header, err = f.Reader.Header()
+		return err
+	}
 	head := make([]byte, layers.HeadBytes)
 	n, err := io.ReadFull(f.source, head)
 	if err != nil && err != io.EOF && !errors.Is(err, io.ErrUnexpectedEOF) {
@@ -110,7 +118,8 @@ func (f *File) open(engine *liquid.Engine, spec *definition.ImportSpec, at Posit
 		}
 		f.Reader = jsonl.NewReader(lines(), columns)
 	default:
-		return &rows.Invalid{Reason: fmt.Sprintf("files of format %s cannot be read by this version", spec.Source.Format)}
+		f.plain, resume = false, false
+		f.Reader = ocf.NewReader(text)
 	}
 	if resume {
 		return nil
