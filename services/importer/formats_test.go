@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"github.com/linkedin/goavro/v2"
+	"github.com/parquet-go/parquet-go"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/text/encoding"
@@ -26,7 +28,8 @@ import (
 // shape is a way to write file(n).
 type shape struct {
 	source definition.Source
-	first  int // line of the first row
+	first  int    // line of the first row
+	id     string // the column of the id, if not that
 	write  func(t testing.TB, text string) []byte
 }
 
@@ -60,19 +63,62 @@ func jsonLines(t testing.TB, text string) []byte {
 	return b.Bytes()
 }
 
+// avroFile writes a CSV text as an Avro object container file.
+func avroFile(t testing.TB, text string) []byte {
+	records, err := csv.NewReader(strings.NewReader(text)).ReadAll()
+	require.NoError(t, err)
+	var b bytes.Buffer
+	w, err := goavro.NewOCFWriter(goavro.OCFConfig{W: &b, CompressionName: goavro.CompressionSnappyLabel, Schema: `{"type": "record", "name": "r", "fields": [
+		{"name": "at", "type": "string"}, {"name": "who", "type": {"type": "record", "name": "w", "fields": [{"name": "id", "type": ["null", "string"]}]}}, {"name": "city", "type": "string"}]}`})
+	require.NoError(t, err)
+	for len(records) > 1 { // in blocks of 500
+		var block []map[string]any
+		for _, r := range records[1:min(len(records), 501)] {
+			block = append(block, map[string]any{"at": r[2], "city": r[1], "who": map[string]any{"id": goavro.Union("string", r[0])}})
+		}
+		require.NoError(t, w.Append(block))
+		records = records[len(block):]
+	}
+	return b.Bytes()
+}
+
+// parquetFile writes a CSV text as Parquet, in row groups of 3,000.
+func parquetFile(t testing.TB, text string) []byte {
+	type row struct {
+		Who  struct{ ID *string } `parquet:"who"`
+		City string               `parquet:"city,dict"`
+		At   string               `parquet:"at"`
+	}
+	records, err := csv.NewReader(strings.NewReader(text)).ReadAll()
+	require.NoError(t, err)
+	var b bytes.Buffer
+	w := parquet.NewGenericWriter[row](&b, parquet.MaxRowsPerRowGroup(3000), parquet.Compression(&parquet.Snappy))
+	for _, r := range records[1:] {
+		one := row{City: r[1], At: r[2]}
+		one.Who.ID = &r[0]
+		_, err := w.Write([]row{one})
+		require.NoError(t, err)
+	}
+	require.NoError(t, w.Close())
+	return b.Bytes()
+}
+
 var shapes = map[string]shape{
-	"CSV":           {definition.Source{Format: definition.FormatCSV, Delimiter: ","}, 2, plain},
-	"TSV":           {definition.Source{Format: definition.FormatTSV, Delimiter: "\t"}, 2, func(_ testing.TB, text string) []byte { return []byte(strings.ReplaceAll(text, ",", "\t")) }},
-	"CSV,gzip":      {definition.Source{Format: definition.FormatCSV, Delimiter: ","}, 2, func(t testing.TB, text string) []byte { return gzipped(t, []byte(text)) }},
-	"CSV,UTF-16":    {definition.Source{Format: definition.FormatCSV, Delimiter: ","}, 2, encoded(unicode.UTF16(unicode.LittleEndian, unicode.UseBOM))},
-	"CSV,Shift_JIS": {definition.Source{Format: definition.FormatCSV, Delimiter: ",", Encoding: "shift_jis"}, 2, encoded(japanese.ShiftJIS)},
-	"CSV,EUC-JP,zstd": {definition.Source{Format: definition.FormatCSV, Delimiter: ",", Encoding: "euc-jp"}, 2, func(t testing.TB, text string) []byte {
+	"CSV":           {definition.Source{Format: definition.FormatCSV, Delimiter: ","}, 2, "", plain},
+	"TSV":           {definition.Source{Format: definition.FormatTSV, Delimiter: "\t"}, 2, "", func(_ testing.TB, text string) []byte { return []byte(strings.ReplaceAll(text, ",", "\t")) }},
+	"CSV,gzip":      {definition.Source{Format: definition.FormatCSV, Delimiter: ","}, 2, "", func(t testing.TB, text string) []byte { return gzipped(t, []byte(text)) }},
+	"CSV,UTF-16":    {definition.Source{Format: definition.FormatCSV, Delimiter: ","}, 2, "", encoded(unicode.UTF16(unicode.LittleEndian, unicode.UseBOM))},
+	"CSV,Shift_JIS": {definition.Source{Format: definition.FormatCSV, Delimiter: ",", Encoding: "shift_jis"}, 2, "", encoded(japanese.ShiftJIS)},
+	"CSV,EUC-JP,zstd": {definition.Source{Format: definition.FormatCSV, Delimiter: ",", Encoding: "euc-jp"}, 2, "", func(t testing.TB, text string) []byte {
 		z, err := zstd.NewWriter(nil)
 		require.NoError(t, err)
 		return z.EncodeAll(encoded(japanese.EUCJP)(t, text), nil)
 	}},
-	"JSONLines":      {definition.Source{Format: definition.FormatJSONL}, 1, jsonLines},
-	"JSONLines,gzip": {definition.Source{Format: definition.FormatJSONL}, 1, func(t testing.TB, text string) []byte { return gzipped(t, jsonLines(t, text)) }},
+	"JSONLines":      {definition.Source{Format: definition.FormatJSONL}, 1, "", jsonLines},
+	"JSONLines,gzip": {definition.Source{Format: definition.FormatJSONL}, 1, "", func(t testing.TB, text string) []byte { return gzipped(t, jsonLines(t, text)) }},
+	"Avro":           {definition.Source{Format: definition.FormatAvro}, 1, "who.id", avroFile},
+	"Avro,gzip":      {definition.Source{Format: definition.FormatAvro}, 1, "who.id", func(t testing.TB, text string) []byte { return gzipped(t, avroFile(t, text)) }},
+	"Parquet":        {definition.Source{Format: definition.FormatParquet}, 1, "who.ID", parquetFile},
 }
 
 // In every format: killed again and again, at any moment and in the middle of
@@ -85,8 +131,11 @@ func TestAnImportThatIsKilledGoesOnWhereItWasAndRepeatsNothing(t *testing.T) {
 			spec := s.people("people")
 			shape.source.Prefix = s.prefix
 			spec.Source = shape.source
+			if shape.id != "" {
+				spec.UserID = column(shape.id)
+			}
 			s.define(spec)
-			const n = 20000
+			const n = 6000
 			s.put("a", string(shape.write(t, strings.ReplaceAll(file(n), "city ", "市"))))
 			kills := 0
 			for life := 0; ; life++ {
@@ -103,7 +152,7 @@ func TestAnImportThatIsKilledGoesOnWhereItWasAndRepeatsNothing(t *testing.T) {
 							before = e.Rows
 						}
 						done = e.State == stateDone
-						return done || e.Rows > before+int64(life%4)*1000
+						return done || e.Rows > before+int64(life%4)*300
 					}
 					return false
 				}, "life %d makes no progress", life)

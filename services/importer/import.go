@@ -135,7 +135,8 @@ func (i *importing) produce(ctx context.Context, at event.Import, batches chan<-
 	at.State = stateReading
 	moved := func() {
 		p := f.Position()
-		at.OffsetBytes, at.Line = p.Offset, p.Line
+		at.Line = p.Line
+		at.OffsetBytes = max(at.OffsetBytes, p.Offset) // where layers read ahead, not always as far as before
 	}
 	mapper, err := mapping.Compile(i.liquid, i.spec, at.Header, mapping.Import{ID: at.ImportID, StartedAt: at.StartedAt, LastModified: at.LastModified})
 	if err != nil {
