@@ -55,27 +55,32 @@ func (s *Service) list(ctx context.Context, prefix string, yield func(object)) e
 		}
 		for _, c := range page.Contents {
 			key := aws.ToString(c.Key)
-			if strings.HasSuffix(key, rejectsSuffix) || strings.HasSuffix(key, reportSuffix) {
-				continue
+			if importable(key) {
+				yield(object{
+					bucket: s.cfg.S3.Bucket, key: key, etag: aws.ToString(c.ETag),
+					sizeBytes: aws.ToInt64(c.Size), lastModified: micros(aws.ToTime(c.LastModified)),
+				})
 			}
-			// What consoles make to show an empty folder.
-			if strings.HasSuffix(key, "/") {
-				continue
-			}
-			yield(object{
-				bucket: s.cfg.S3.Bucket, key: key, etag: aws.ToString(c.ETag),
-				sizeBytes: aws.ToInt64(c.Size), lastModified: aws.ToTime(c.LastModified).UTC().Truncate(time.Microsecond),
-			})
 		}
 	}
 	return nil
+}
+
+// importable says whether a key can be that of a file to import: not one of ours,
+// and nothing that consoles make to show an empty folder.
+func importable(key string) bool {
+	return !strings.HasSuffix(key, rejectsSuffix) && !strings.HasSuffix(key, reportSuffix) && !strings.HasSuffix(key, "/")
 }
 
 // head asks for what a listing does not tell: the version, and whether the
 // object is one of ours. It says false for an object that is not to be
 // imported, or not the one that was listed.
 func (s *Service) head(ctx context.Context, o *object) (bool, error) {
-	out, err := s.s3.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &o.bucket, Key: &o.key})
+	in := &s3.HeadObjectInput{Bucket: &o.bucket, Key: &o.key}
+	if o.versionID != "" {
+		in.VersionId = &o.versionID
+	}
+	out, err := s.s3.HeadObject(ctx, in)
 	switch {
 	case status(err) == http.StatusNotFound:
 		return false, nil
@@ -83,6 +88,8 @@ func (s *Service) head(ctx context.Context, o *object) (bool, error) {
 		return false, fault.Transient(fmt.Errorf("looking at %s: %w", o, err))
 	case out.Metadata[metaImport] != "":
 		return false, nil
+	case o.versionID != "":
+		return true, nil
 	case aws.ToString(out.ETag) != o.etag || !o.is(out.ContentLength, out.LastModified):
 		return false, nil // the next listing shows the new one
 	}
@@ -207,7 +214,9 @@ func (r *objectReader) request() error {
 	// A dropped file has no ETag to ask for; its size and time are looked at
 	// instead, here and at the end.
 	left := r.object.sizeBytes - r.at
-	if !r.object.is(aws.Int64(aws.ToInt64(out.ContentLength)+r.object.sizeBytes-left), out.LastModified) {
+	// A version is what it is, but versitygw shows another time for it once there is
+	// a newer one.
+	if r.object.versionID == "" && !r.object.is(aws.Int64(aws.ToInt64(out.ContentLength)+r.object.sizeBytes-left), out.LastModified) {
 		out.Body.Close()
 		cancel()
 		return errChanged
