@@ -11,6 +11,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	s3types "github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 	"github.com/aws/smithy-go"
@@ -177,12 +178,12 @@ func (s *Service) look(ctx context.Context, at announce.Object) ([]job, error) {
 func (s *Service) find(ctx context.Context, at announce.Object) (*object, error) {
 	if at.VersionID == "" {
 		// Of all the keys that begin with this one it is the first.
-		page, err := s.s3.ListObjectsV2(ctx, &s3.ListObjectsV2Input{Bucket: &at.Bucket, Prefix: &at.Key})
+		page, err := s.s3.ListObjectsV2(ctx, &s3.ListObjectsV2Input{Bucket: &at.Bucket, Prefix: &at.Key, EncodingType: s3types.EncodingTypeUrl})
 		if err != nil {
 			return nil, fault.Transient(fmt.Errorf("looking for s3://%s/%s: %w", at.Bucket, at.Key, err))
 		}
 		for _, c := range page.Contents {
-			if aws.ToString(c.Key) == at.Key {
+			if listedKey(c.Key, page.EncodingType) == at.Key {
 				return &object{
 					bucket: at.Bucket, key: at.Key, etag: aws.ToString(c.ETag),
 					sizeBytes: aws.ToInt64(c.Size), lastModified: micros(aws.ToTime(c.LastModified)),
@@ -191,15 +192,15 @@ func (s *Service) find(ctx context.Context, at announce.Object) (*object, error)
 		}
 		return nil, nil
 	}
-	pages := s3.NewListObjectVersionsPaginator(s.s3, &s3.ListObjectVersionsInput{Bucket: &at.Bucket, Prefix: &at.Key})
-	for pages.HasMorePages() {
-		page, err := pages.NextPage(ctx)
+	in := &s3.ListObjectVersionsInput{Bucket: &at.Bucket, Prefix: &at.Key, EncodingType: s3types.EncodingTypeUrl}
+	for {
+		page, err := s.s3.ListObjectVersions(ctx, in)
 		if err != nil {
 			return nil, fault.Transient(fmt.Errorf("looking for version %s of s3://%s/%s: %w", at.VersionID, at.Bucket, at.Key, err))
 		}
 		for _, v := range page.Versions {
 			switch {
-			case aws.ToString(v.Key) != at.Key:
+			case listedKey(v.Key, page.EncodingType) != at.Key:
 				return nil, nil
 			case aws.ToString(v.VersionId) == at.VersionID:
 				return &object{
@@ -208,8 +209,12 @@ func (s *Service) find(ctx context.Context, at announce.Object) (*object, error)
 				}, nil
 			}
 		}
+		if !aws.ToBool(page.IsTruncated) {
+			return nil, nil
+		}
+		// The SDK's own paginator would hand on the marker as a URL has it.
+		in.KeyMarker, in.VersionIdMarker = aws.String(listedKey(page.NextKeyMarker, page.EncodingType)), page.NextVersionIdMarker
 	}
-	return nil, nil
 }
 
 // receive takes messages from the queue until ctx ends, and as many at a time as can

@@ -24,6 +24,7 @@ import (
 	embedded "github.com/hikyaku/hikyaku/deploy/embedded/s3"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/importer/internal/announce"
 	"github.com/hikyaku/hikyaku/services/internal/config"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
 )
@@ -505,4 +506,42 @@ func TestTheWebhookIsOpenOnLoopbackOnly(t *testing.T) {
 		err := AnnounceConfig{Listen: c.addr, Token: c.token}.Validate()
 		require.Equal(t, c.valid, err == nil, "%s: %v", c.addr, err)
 	}
+}
+
+// A server that answers as S3 does when it is asked for keys as URLs have them.
+func TestAKeyWithCharactersThatXMLCannotHaveIsListedAndFound(t *testing.T) {
+	s := newStage(t)
+	const key, shown, entry = "in/a\x01 +é%2F.csv", "in/a%01+%2B%C3%A9%252F.csv", `<Key>%s</Key><LastModified>2026-11-22T02:00:00.123Z</LastModified><ETag>"e"</ETag><Size>1</Size>`
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		require.Equal(t, "url", q.Get("encoding-type"))
+		switch {
+		case !q.Has("versions"):
+			_, _ = fmt.Fprintf(w, `<ListBucketResult><EncodingType>url</EncodingType><Contents>`+entry+`</Contents></ListBucketResult>`, shown)
+		case !q.Has("key-marker"):
+			_, _ = fmt.Fprintf(w, `<ListVersionsResult><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated><NextKeyMarker>%s</NextKeyMarker><NextVersionIdMarker>v2</NextVersionIdMarker>`+
+				`<Version><VersionId>v2</VersionId>`+entry+`</Version></ListVersionsResult>`, shown, shown)
+		default:
+			require.Equal(t, key, q.Get("key-marker"))
+			require.Equal(t, "v2", q.Get("version-id-marker"))
+			_, _ = fmt.Fprintf(w, `<ListVersionsResult><EncodingType>url</EncodingType><Version><VersionId>v1</VersionId>`+entry+`</Version></ListVersionsResult>`, shown)
+		}
+	}))
+	defer server.Close()
+	svc := s.importer("0", func(cfg *Config, _ *timing) { cfg.S3.Endpoint = server.URL })
+	want := object{bucket: embedded.DefaultBucket, key: key, etag: `"e"`, sizeBytes: 1, lastModified: time.Date(2026, 11, 22, 2, 0, 0, 123e6, time.UTC)}
+	ctx := context.Background()
+	var listed []object
+	require.NoError(t, svc.list(ctx, "in/", func(o object) { listed = append(listed, o) }))
+	require.Equal(t, []object{want}, listed)
+	found, err := svc.find(ctx, announce.Object{Bucket: want.bucket, Key: key})
+	require.NoError(t, err)
+	require.Equal(t, &want, found)
+	want.versionID = "v1"
+	found, err = svc.find(ctx, announce.Object{Bucket: want.bucket, Key: key, VersionID: "v1"})
+	require.NoError(t, err)
+	require.Equal(t, &want, found)
+	found, err = svc.find(ctx, announce.Object{Bucket: want.bucket, Key: key, VersionID: "v0"})
+	require.NoError(t, err)
+	require.Nil(t, found)
 }

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go"
 
 	"github.com/hikyaku/hikyaku/schemas/identity"
@@ -47,14 +49,14 @@ func (o object) identityVersion() string {
 
 // list calls yield for every object under a prefix that could be imported.
 func (s *Service) list(ctx context.Context, prefix string, yield func(object)) error {
-	pages := s3.NewListObjectsV2Paginator(s.s3, &s3.ListObjectsV2Input{Bucket: &s.cfg.S3.Bucket, Prefix: &prefix})
+	pages := s3.NewListObjectsV2Paginator(s.s3, &s3.ListObjectsV2Input{Bucket: &s.cfg.S3.Bucket, Prefix: &prefix, EncodingType: types.EncodingTypeUrl})
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(ctx)
 		if err != nil {
 			return fault.Transient(fmt.Errorf("listing s3://%s/%s: %w", s.cfg.S3.Bucket, prefix, err))
 		}
 		for _, c := range page.Contents {
-			key := aws.ToString(c.Key)
+			key := listedKey(c.Key, page.EncodingType)
 			if importable(key) {
 				yield(object{
 					bucket: s.cfg.S3.Bucket, key: key, etag: aws.ToString(c.ETag),
@@ -64,6 +66,19 @@ func (s *Service) list(ctx context.Context, prefix string, yield func(object)) e
 		}
 	}
 	return nil
+}
+
+// listedKey is the key that a listing shows. A key may have characters that XML
+// cannot: one such object would make the whole listing unreadable, if its keys
+// were not asked for as URLs have them. Not every server does so.
+func listedKey(shown *string, encoding types.EncodingType) string {
+	key := aws.ToString(shown)
+	if encoding == types.EncodingTypeUrl {
+		if decoded, err := url.QueryUnescape(key); err == nil {
+			return decoded
+		}
+	}
+	return key
 }
 
 // importable says whether a key can be that of a file to import: not one of ours,
