@@ -44,8 +44,8 @@ import (
 // its own.
 var gateway *embedded.Server
 
-// examples is absolute, since the gateway changes the working directory.
-var examples string
+// These are absolute, since the gateway changes the working directory.
+var here, examples string
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -54,10 +54,15 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		defer os.RemoveAll(dir)
-		if examples, err = filepath.Abs(filepath.Join("..", "..", "examples")); err != nil {
+		if here, err = os.Getwd(); err != nil {
 			panic(err)
 		}
-		if gateway, err = embedded.Open(embedded.Options{Dir: dir, Addr: "127.0.0.1:0"}); err != nil {
+		examples = filepath.Join(here, "..", "..", "examples")
+		versions := filepath.Join(dir, "versions")
+		if err := os.Mkdir(versions, 0o700); err != nil {
+			panic(err)
+		}
+		if gateway, err = embedded.Open(embedded.Options{Dir: filepath.Join(dir, "objects"), VersionsDir: versions, Addr: "127.0.0.1:0"}); err != nil {
 			panic(err)
 		}
 		// It is not closed: that would wait for connections that are kept alive,

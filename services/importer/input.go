@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go"
 
 	"github.com/hikyaku/hikyaku/schemas/identity"
@@ -47,35 +49,53 @@ func (o object) identityVersion() string {
 
 // list calls yield for every object under a prefix that could be imported.
 func (s *Service) list(ctx context.Context, prefix string, yield func(object)) error {
-	pages := s3.NewListObjectsV2Paginator(s.s3, &s3.ListObjectsV2Input{Bucket: &s.cfg.S3.Bucket, Prefix: &prefix})
+	pages := s3.NewListObjectsV2Paginator(s.s3, &s3.ListObjectsV2Input{Bucket: &s.cfg.S3.Bucket, Prefix: &prefix, EncodingType: types.EncodingTypeUrl})
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(ctx)
 		if err != nil {
 			return fault.Transient(fmt.Errorf("listing s3://%s/%s: %w", s.cfg.S3.Bucket, prefix, err))
 		}
 		for _, c := range page.Contents {
-			key := aws.ToString(c.Key)
-			if strings.HasSuffix(key, rejectsSuffix) || strings.HasSuffix(key, reportSuffix) {
-				continue
+			key := listedKey(c.Key, page.EncodingType)
+			if importable(key) {
+				yield(object{
+					bucket: s.cfg.S3.Bucket, key: key, etag: aws.ToString(c.ETag),
+					sizeBytes: aws.ToInt64(c.Size), lastModified: micros(aws.ToTime(c.LastModified)),
+				})
 			}
-			// What consoles make to show an empty folder.
-			if strings.HasSuffix(key, "/") {
-				continue
-			}
-			yield(object{
-				bucket: s.cfg.S3.Bucket, key: key, etag: aws.ToString(c.ETag),
-				sizeBytes: aws.ToInt64(c.Size), lastModified: aws.ToTime(c.LastModified).UTC().Truncate(time.Microsecond),
-			})
 		}
 	}
 	return nil
+}
+
+// listedKey is the key that a listing shows. A key may have characters that XML
+// cannot: one such object would make the whole listing unreadable, if its keys
+// were not asked for as URLs have them. Not every server does so.
+func listedKey(shown *string, encoding types.EncodingType) string {
+	key := aws.ToString(shown)
+	if encoding == types.EncodingTypeUrl {
+		if decoded, err := url.QueryUnescape(key); err == nil {
+			return decoded
+		}
+	}
+	return key
+}
+
+// importable says whether a key can be that of a file to import: not one of ours,
+// and nothing that consoles make to show an empty folder.
+func importable(key string) bool {
+	return !strings.HasSuffix(key, rejectsSuffix) && !strings.HasSuffix(key, reportSuffix) && !strings.HasSuffix(key, "/")
 }
 
 // head asks for what a listing does not tell: the version, and whether the
 // object is one of ours. It says false for an object that is not to be
 // imported, or not the one that was listed.
 func (s *Service) head(ctx context.Context, o *object) (bool, error) {
-	out, err := s.s3.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &o.bucket, Key: &o.key})
+	in := &s3.HeadObjectInput{Bucket: &o.bucket, Key: &o.key}
+	if o.versionID != "" {
+		in.VersionId = &o.versionID
+	}
+	out, err := s.s3.HeadObject(ctx, in)
 	switch {
 	case status(err) == http.StatusNotFound:
 		return false, nil
@@ -83,6 +103,8 @@ func (s *Service) head(ctx context.Context, o *object) (bool, error) {
 		return false, fault.Transient(fmt.Errorf("looking at %s: %w", o, err))
 	case out.Metadata[metaImport] != "":
 		return false, nil
+	case o.versionID != "":
+		return true, nil
 	case aws.ToString(out.ETag) != o.etag || !o.is(out.ContentLength, out.LastModified):
 		return false, nil // the next listing shows the new one
 	}
@@ -237,7 +259,9 @@ func (r *objectReader) request() error {
 	}
 	// A dropped file has no ETag to ask for; its size and time are looked at
 	// instead, here and at the end.
-	if aws.ToInt64(out.ContentLength) != r.to-r.at || !r.object.is(&r.object.sizeBytes, out.LastModified) {
+	// A version is what it is, but versitygw shows another time for it once there is
+	// a newer one.
+	if aws.ToInt64(out.ContentLength) != r.to-r.at || r.object.versionID == "" && !r.object.is(&r.object.sizeBytes, out.LastModified) {
 		out.Body.Close()
 		cancel()
 		return errChanged

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -69,13 +70,22 @@ type entry struct {
 type progress struct {
 	table *kafka.Table
 
-	mu       sync.RWMutex
-	byID     map[identity.ID]*entry
-	bySource map[source][]identity.ID
+	mu        sync.RWMutex
+	byID      map[identity.ID]*entry
+	bySource  map[source][]identity.ID
+	byVersion map[version][]identity.ID
+	moved     chan struct{} // closed and replaced whenever an import is
 }
 
+// version is one version of an object under one spec, where buckets have them. It
+// tells apart what a source does not: the same bytes put twice within a second. And
+// a server may show another time for a version once there is a newer one.
+type version struct{ bucket, key, id, specID string }
+
+func versionOf(o object, specID string) version { return version{o.bucket, o.key, o.versionID, specID} }
+
 func newProgress(c *kafka.Cluster, m *metrics, log *slog.Logger) *progress {
-	p := &progress{byID: map[identity.ID]*entry{}, bySource: map[source][]identity.ID{}}
+	p := &progress{byID: map[identity.ID]*entry{}, bySource: map[source][]identity.ID{}, byVersion: map[version][]identity.ID{}, moved: make(chan struct{})}
 	p.table = c.Table([]topic.Name{topic.Imports}, func(r *kgo.Record) error {
 		if r.Value == nil {
 			return nil
@@ -110,11 +120,25 @@ func (p *progress) apply(e *entry, m *metrics) {
 	if before, known := p.byID[e.ImportID]; known {
 		m.imports.WithLabelValues(before.State).Dec()
 	} else {
-		src := sourceOf(objectOf(&e.Import), e.SpecID)
+		o := objectOf(&e.Import)
+		src, v := sourceOf(o, e.SpecID), versionOf(o, e.SpecID)
 		p.bySource[src] = append(p.bySource[src], e.ImportID)
+		if v.id != "" {
+			p.byVersion[v] = append(p.byVersion[v], e.ImportID)
+		}
 	}
 	m.imports.WithLabelValues(e.State).Inc()
 	p.byID[e.ImportID] = e
+	close(p.moved)
+	p.moved = make(chan struct{})
+}
+
+// changed returns a channel that is closed when the next record of an import has
+// been read.
+func (p *progress) changed() <-chan struct{} {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.moved
 }
 
 func (p *progress) get(id identity.ID) *entry {
@@ -124,16 +148,33 @@ func (p *progress) get(id identity.ID) *entry {
 }
 
 // wanted says whether an object is to be imported under a version of a spec:
-// unless it was, or is being; under a mended spec if it failed.
-func (p *progress) wanted(src source, specVersion int64) bool {
+// unless it was, or is being; under a mended spec if it failed. An object whose
+// version is known is told by that.
+func (p *progress) wanted(o object, specID string, specVersion int64) bool {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	for _, id := range p.bySource[src] {
+	ids := p.bySource[sourceOf(o, specID)]
+	if o.versionID != "" {
+		ids = p.byVersion[versionOf(o, specID)]
+	}
+	for _, id := range ids {
 		if e := p.byID[id]; e.State != stateFailed || e.SpecVersion >= specVersion {
 			return false
 		}
 	}
 	return true
+}
+
+// alias keeps that a listing shows a version of an object that is known, but had
+// another time when it was imported. So the next listing need not ask.
+func (p *progress) alias(src source, o object) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, id := range p.byVersion[versionOf(o, src.specID)] {
+		if !slices.Contains(p.bySource[src], id) {
+			p.bySource[src] = append(p.bySource[src], id)
+		}
+	}
 }
 
 // unfinished returns the imports that somebody has begun and nobody ended.

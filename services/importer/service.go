@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
@@ -52,11 +53,17 @@ type timing struct {
 	spread    time.Duration // within which the instances take a new object
 	barrier   time.Duration // between two looks at the groups' offsets
 	batch     time.Duration // after which rows are committed even if they are few
+
+	receive    time.Duration // that the queue may wait for a message; whole seconds, at most 20
+	visibility time.Duration // after which a message comes back whose holder is gone; whole seconds
+	answer     time.Duration // after which whoever announces is told to come again
+	look       time.Duration // first pause between two looks at an object that is announced; it grows
 }
 
 var defaultTiming = timing{
 	takeover: time.Minute, heartbeat: 20 * time.Second, settle: 2 * time.Second, spread: 500 * time.Millisecond,
 	barrier: 250 * time.Millisecond, batch: time.Second,
+	receive: 20 * time.Second, visibility: 30 * time.Second, answer: 10 * time.Second, look: time.Second,
 }
 
 // Service is an importer.
@@ -68,6 +75,7 @@ type Service struct {
 	timing  timing
 
 	s3          *s3.Client
+	sqs         *sqs.Client // nil without a queue
 	cluster     *kafka.Cluster
 	definitions *definitions.Store
 	progress    *progress
@@ -99,10 +107,14 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	queue, err := cfg.queue(defaultTiming.receive)
+	if err != nil {
+		return nil, err
+	}
 	m := newMetrics(tel.Registry)
 	return &Service{
 		cfg: cfg, tel: tel, log: tel.Log, metrics: m, timing: defaultTiming,
-		s3: client, cluster: cluster, definitions: definitions.NewStore(cluster), progress: newProgress(cluster, m, tel.Log),
+		s3: client, sqs: queue, cluster: cluster, definitions: definitions.NewStore(cluster), progress: newProgress(cluster, m, tel.Log),
 		liquid: liquid.New(liquid.Options{}), reading: semaphore.NewWeighted(int64(cfg.ImportsAtOnce)), pointing: semaphore.NewWeighted(1),
 		running: map[source]bool{}, notYet: map[source]*patience{}, looks: map[source]bool{}, refused: map[string]bool{},
 	}, nil
@@ -141,7 +153,18 @@ func (s *Service) Run(ctx context.Context) error {
 // nobody foresaw.
 func (s *Service) poll(ctx, work context.Context) error {
 	imports, ctx := errgroup.WithContext(ctx)
-	imports.SetLimit(maxOpen + 1)
+	imports.SetLimit(maxOpen + 1 + announcers)
+	// start says whether there was room.
+	start := func(j job) bool {
+		if !s.begin(j.source) {
+			return true
+		}
+		if imports.TryGo(func() error { return s.work(ctx, work, j) }) {
+			return true
+		}
+		s.end(j.source)
+		return false
+	}
 	// What is new can be told only from what is known to the end. What was
 	// begun need not wait for that: if this member was killed in a transaction,
 	// the end cannot be read before the import is opened again, or 15 s are over.
@@ -152,6 +175,8 @@ func (s *Service) poll(ctx, work context.Context) error {
 		}
 		return nil // ctx has ended, or a table, which Run hears of
 	})
+	s.listen(ctx, imports, known, start)
+	var listed time.Time
 	ticker := time.NewTicker(s.cfg.PollInterval)
 	defer ticker.Stop()
 	for ctx.Err() == nil {
@@ -159,20 +184,23 @@ func (s *Service) poll(ctx, work context.Context) error {
 		jobs := s.begun()
 		select {
 		case <-known:
+			if time.Since(listed) < s.cfg.listInterval() {
+				break
+			}
 			fresh, err := s.fresh(ctx)
 			if ctx.Err() == nil {
 				s.tel.Health.Set("s3", err)
+			}
+			if err == nil {
+				listed = time.Now()
 			}
 			jobs = append(jobs, fresh...)
 		default:
 		}
 		for _, j := range jobs {
-			if !s.begin(j.source) {
-				continue
-			}
-			if !imports.TryGo(func() error { return s.work(ctx, work, j) }) {
-				s.end(j.source)
-				break // the next look finds them again
+			if !start(j) {
+				listed = time.Time{} // the next look finds them again
+				break
 			}
 		}
 		select {
@@ -220,7 +248,7 @@ func (s *Service) fresh(ctx context.Context) ([]job, error) {
 		}
 		err = s.list(ctx, spec.Source.Prefix, func(o object) {
 			j := job{source: sourceOf(o, v.ID), object: o, specID: v.ID, specVersion: v.Number}
-			if !s.progress.wanted(j.source, v.Number) || !s.mayTake(j) {
+			if !s.progress.wanted(o, v.ID, v.Number) || !s.mayTake(j) {
 				return
 			}
 			// What has no ETag may still be being written: it is taken when
@@ -378,7 +406,7 @@ func (s *Service) take(ctx, work context.Context, j job) error {
 		if !sleep(ctx, s.moment(j)) {
 			return errStopped
 		}
-		if !s.progress.wanted(j.source, j.specVersion) {
+		if !s.progress.wanted(j.object, j.specID, j.specVersion) {
 			return nil
 		}
 	}
@@ -423,6 +451,11 @@ func (s *Service) own(ctx, work context.Context, j job, readingDone func()) erro
 		if ok, err := s.head(ctx, &o); err != nil || !ok {
 			return err
 		}
+		// Only now is its version known. Opening it would fence who has it.
+		if !s.progress.wanted(o, j.specID, j.specVersion) {
+			s.progress.alias(j.source, o)
+			return nil
+		}
 	}
 	version, err := s.definitions.WaitFor(ctx, definition.KindImportSpec, j.specID, j.specVersion)
 	if fault.ClassOf(err) == fault.ClassPoison {
@@ -462,7 +495,7 @@ func (s *Service) own(ctx, work context.Context, j job, readingDone func()) erro
 				return err
 			}
 		}
-	} else if !s.progress.wanted(j.source, j.specVersion) {
+	} else if !s.progress.wanted(o, j.specID, j.specVersion) {
 		return nil // imported under another version meanwhile
 	} else {
 		now := micros(time.Now())

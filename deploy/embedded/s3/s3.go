@@ -63,6 +63,7 @@ type Options struct {
 	AccessKeyID     string
 	SecretAccessKey string
 	Region          string
+	VersionsDir     string // keeps older versions, in buckets that are told to; outside Dir; no bucket can be told if empty
 }
 
 // Server is a running gateway.
@@ -139,7 +140,7 @@ func probe(addr string) (string, error) {
 }
 
 func start(o Options, dir, addr string) (*Server, error) {
-	files, err := backend(dir)
+	files, err := backend(dir, o.VersionsDir)
 	if err != nil {
 		return nil, err
 	}
@@ -177,11 +178,11 @@ func start(o Options, dir, addr string) (*Server, error) {
 	}
 }
 
-func backend(dir string) (*posix.Posix, error) {
+func backend(dir, versions string) (*posix.Posix, error) {
 	// Extended attributes travel with a file and go when it is replaced; that
 	// makes them truer than a directory beside it.
 	var attributes meta.MetadataStorer = meta.XattrMeta{}
-	var opts posix.PosixOpts
+	opts := posix.PosixOpts{VersioningDir: versions}
 	if err := (meta.XattrMeta{}).Test(dir); err != nil {
 		beside := dir + ".attributes" // must not be inside
 		if err := os.MkdirAll(beside, 0o755); err != nil {

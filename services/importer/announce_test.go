@@ -1,0 +1,547 @@
+package importer
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	s3types "github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+
+	embedded "github.com/hikyaku/hikyaku/deploy/embedded/s3"
+	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/importer/internal/announce"
+	"github.com/hikyaku/hikyaku/services/internal/config"
+	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
+)
+
+// unlisted is S3 whose listings of the stage's whole prefix are empty: what is
+// imported through it was announced. While it is held, nobody can look at an object.
+type unlisted struct {
+	*httptest.Server
+	mu   sync.Mutex
+	gate chan struct{} // nil unless held
+	held chan struct{} // gets one for each request that waits
+}
+
+func (s *stage) unlisted() *unlisted {
+	target, err := url.Parse(gateway.Endpoint())
+	require.NoError(s.t, err)
+	proxy := httputil.NewSingleHostReverseProxy(target)
+	proxy.ErrorLog = log.New(io.Discard, "", 0)
+	u := &unlisted{held: make(chan struct{}, 1000)}
+	u.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		if !q.Has("prefix") {
+			proxy.ServeHTTP(w, r)
+			return
+		}
+		if q.Get("prefix") == s.prefix {
+			_, _ = io.WriteString(w, `<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><IsTruncated>false</IsTruncated></ListBucketResult>`)
+			return
+		}
+		u.mu.Lock()
+		gate := u.gate
+		u.mu.Unlock()
+		if gate != nil {
+			u.held <- struct{}{}
+			select {
+			case <-gate:
+			case <-r.Context().Done():
+				return
+			}
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	s.t.Cleanup(u.Close)
+	s.t.Cleanup(u.letGo)
+	return u
+}
+
+func (u *unlisted) hold() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.gate = make(chan struct{})
+}
+
+func (u *unlisted) letGo() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.gate != nil {
+		close(u.gate)
+	}
+	u.gate = nil
+}
+
+// announcement is S3's own.
+func (s *stage) announcement(name, versionID string, sequencer int) string {
+	return fmt.Sprintf(`{"Records":[{"eventSource":"aws:s3","eventName":"ObjectCreated:Put","s3":{"bucket":{"name":%q},"object":{"key":%q,"versionId":%q,"sequencer":"%016X"}}}]}`,
+		embedded.DefaultBucket, url.QueryEscape(s.prefix+name), versionID, sequencer)
+}
+
+// imports returns the ids of all imports there are, by the names of their objects.
+func (s *stage) imports() map[string][]string {
+	ids := map[string][]string{}
+	seen := map[string]bool{}
+	for _, r := range s.kafka.All(s.t, topic.Imports) {
+		var i event.Import
+		s.kafka.Decode(s.t, r, &i)
+		if id := i.ImportID.String(); !seen[id] {
+			seen[id] = true
+			name := strings.TrimPrefix(i.Key, s.prefix)
+			ids[name] = append(ids[name], id)
+		}
+	}
+	return ids
+}
+
+// quick are times of the queue for tests.
+func quick(times *timing) {
+	times.visibility, times.receive, times.look = 2*time.Second, time.Second, 20*time.Millisecond
+}
+
+func TestWhatIsAnnouncedFiveTimesOutOfOrderIsImportedOnce(t *testing.T) {
+	t.Parallel()
+	eachSQS(t, func(t *testing.T, queue *sqsQueue) {
+		s := newStage(t)
+		s.downstream()
+		s.define(s.people("people"))
+		s3 := s.unlisted()
+		s.put("a b+ü%.csv", file(20))
+		s.put("b.csv", file(30))
+		for n := range 5 {
+			queue.send(s.announcement("b.csv", "", 50-n))
+			queue.send(s.announcement("a b+ü%.csv", "", 40-n))
+		}
+		var all []*Service
+		for _, instance := range []string{"0", "1", "2"} {
+			svc := s.importer(instance, func(cfg *Config, times *timing) {
+				cfg.S3.Endpoint = s3.URL
+				queue.use(cfg)
+				quick(times)
+			})
+			s.run(svc, time.Second)
+			all = append(all, svc)
+		}
+		s.until(all[0], "a b+ü%.csv", stateDone)
+		s.until(all[1], "b.csv", stateDone)
+		queue.until(0, 0)
+		ids := s.imports()
+		require.Len(t, ids, 2)
+		require.Len(t, ids["a b+ü%.csv"], 1)
+		require.Len(t, ids["b.csv"], 1)
+		s.requireOnce("a b+ü%.csv", 20)
+		s.requireOnce("b.csv", 30)
+		settled := 0.0
+		for _, svc := range all {
+			settled += testutil.ToFloat64(svc.metrics.announced.WithLabelValues(sourceQueue, resultSettled))
+		}
+		require.GreaterOrEqual(t, settled, 10.0)
+	})
+}
+
+func TestAnAnnouncedAndAListedObjectIsOneImport(t *testing.T) {
+	s := newStage(t)
+	s.downstream()
+	s.define(s.people("people"))
+	queue := newQueue(t, newFakeSQS(t).URL)
+	svc := s.importer("0", func(cfg *Config, times *timing) {
+		queue.use(cfg)
+		cfg.ListInterval = cfg.PollInterval
+		quick(times)
+	})
+	s.run(svc, time.Second)
+	for n := range 5 {
+		name := fmt.Sprintf("f%d.csv", n)
+		s.put(name, file(10+n))
+		queue.send(s.announcement(name, "", n))
+	}
+	for n := range 5 {
+		s.until(svc, fmt.Sprintf("f%d.csv", n), stateDone)
+	}
+	queue.until(0, 0)
+	for name, ids := range s.imports() {
+		require.Len(t, ids, 1, name)
+	}
+}
+
+// A test, what is gone, in no prefix, in another bucket or our own, and what happens to objects
+// otherwise.
+func TestWhatAnnouncesNothingToImportIsRemovedFromTheQueue(t *testing.T) {
+	t.Parallel()
+	eachSQS(t, func(t *testing.T, queue *sqsQueue) {
+		s := newStage(t)
+		s.downstream()
+		s.define(s.people("people"))
+		queue.send(`{"Service":"Amazon S3","Event":"s3:TestEvent","Time":"2026-11-22T02:00:00.000Z","Bucket":"hikyaku","RequestId":"5582815E1AEA5ADF","HostId":"8cLeGAmw"}`)
+		queue.send(s.announcement("gone.csv", "", 1))
+		queue.send(s.announcement("../elsewhere.csv", "", 1))
+		queue.send(strings.Replace(s.announcement("a.csv", "", 1), embedded.DefaultBucket, "other", 1))
+		queue.send(strings.Replace(s.announcement("a.csv", "", 1), "ObjectCreated:Put", "ObjectRemoved:Delete", 1))
+		s.put("a.csv"+rejectsSuffix, file(10))
+		queue.send(s.announcement("a.csv"+rejectsSuffix, "", 1))
+		_, err := s.s3().PutObject(context.Background(), &s3.PutObjectInput{
+			Bucket: aws.String(embedded.DefaultBucket), Key: aws.String(s.prefix + "copy.csv"), Body: strings.NewReader(file(10)),
+			Metadata: map[string]string{metaImport: "0123"},
+		})
+		require.NoError(t, err)
+		queue.send(s.announcement("copy.csv", "", 1))
+		svc := s.importer("0", func(cfg *Config, times *timing) {
+			cfg.S3.Endpoint = s.unlisted().URL
+			queue.use(cfg)
+			quick(times)
+		})
+		s.run(svc, time.Second)
+		queue.until(0, 0)
+		require.Empty(t, s.imports())
+		require.EqualValues(t, 7, testutil.ToFloat64(svc.metrics.announced.WithLabelValues(sourceQueue, resultSettled)))
+	})
+}
+
+// A message is in hand as long as its object is not on record, and others are
+// handled meanwhile.
+func TestAMessageIsHeldUntilItsImportIsOnRecord(t *testing.T) {
+	s := newStage(t)
+	s.downstream()
+	s.define(s.people("people"))
+	fake := newFakeSQS(t)
+	queue := newQueue(t, fake.URL)
+	s3 := s.unlisted()
+	s3.hold()
+	s.put("a.csv", file(10))
+	svc := s.importer("0", func(cfg *Config, times *timing) {
+		cfg.S3.Endpoint = s3.URL
+		queue.use(cfg)
+		quick(times)
+	})
+	s.run(svc, time.Second)
+	queue.send(s.announcement("a.csv", "", 1))
+	<-s3.held
+	queue.send(`{"Event":"s3:TestEvent"}`)
+	// It would have come back three times.
+	kafkatest.Eventually(t, func() bool { return len(fake.changes()) >= 9 }, "the queue is not told that the message is in hand")
+	require.Equal(t, []int{1}, fake.receives())
+	require.Empty(t, s.imports())
+	s3.letGo()
+	s.until(svc, "a.csv", stateDone)
+	queue.until(0, 0)
+	require.Len(t, s.imports()["a.csv"], 1)
+}
+
+func TestAMessageWhoseHolderIsKilledComesBackAndIsImportedOnce(t *testing.T) {
+	s := newStage(t)
+	s.downstream()
+	s.define(s.people("people"))
+	fake := newFakeSQS(t)
+	queue := newQueue(t, fake.URL)
+	s3 := s.unlisted()
+	s3.hold()
+	s.put("a.csv", file(50))
+	queue.send(s.announcement("a.csv", "", 1))
+	use := func(cfg *Config, times *timing) {
+		cfg.S3.Endpoint = s3.URL
+		queue.use(cfg)
+		quick(times)
+	}
+	killed := s.importer("0", use)
+	stop := s.run(killed, 0)
+	<-s3.held // it has the message and looks at the object
+	queue.until(0, 1)
+	fake.setAway(true) // the dead give nothing back
+	stop()
+	fake.setAway(false)
+	require.Empty(t, s.imports())
+
+	s3.letGo()
+	heir := s.importer("1", use)
+	s.run(heir, time.Second)
+	s.until(heir, "a.csv", stateDone)
+	queue.until(0, 0)
+	require.Len(t, s.imports()["a.csv"], 1)
+	s.requireOnce("a.csv", 50)
+}
+
+// Whoever stops gives back what it holds.
+func TestAMessageIsGivenBackAtASignal(t *testing.T) {
+	s := newStage(t)
+	s.define(s.people("people"))
+	fake := newFakeSQS(t)
+	queue := newQueue(t, fake.URL)
+	s3 := s.unlisted()
+	s3.hold()
+	s.put("a.csv", file(50))
+	queue.send(s.announcement("a.csv", "", 1))
+	svc := s.importer("0", func(cfg *Config, times *timing) {
+		cfg.S3.Endpoint = s3.URL
+		queue.use(cfg)
+		quick(times)
+		times.visibility = time.Hour
+	})
+	stop := s.run(svc, time.Second)
+	<-s3.held
+	stop()
+	queue.until(1, 0)
+	require.EqualValues(t, 1, testutil.ToFloat64(svc.metrics.announced.WithLabelValues(sourceQueue, resultGivenBack)))
+}
+
+func TestAPoisonMessageStaysInTheQueueAndStopsNobody(t *testing.T) {
+	s := newStage(t)
+	s.downstream()
+	s.define(s.people("people"))
+	fake := newFakeSQS(t)
+	queue := newQueue(t, fake.URL)
+	queue.send("people.csv is there")
+	s.put("a.csv", file(10))
+	queue.send(s.announcement("a.csv", "", 1))
+	svc := s.importer("0", func(cfg *Config, times *timing) {
+		cfg.S3.Endpoint = s.unlisted().URL
+		queue.use(cfg)
+		quick(times)
+		times.visibility = time.Second
+	})
+	s.run(svc, time.Second)
+	s.until(svc, "a.csv", stateDone)
+	// The pauses grow, so that it is not read in a hot loop where nobody takes it away.
+	kafkatest.Eventually(t, func() bool { return len(fake.receives()) == 1 && fake.receives()[0] >= 3 }, "the message does not come back")
+	kafkatest.Eventually(t, func() bool {
+		var pauses []int64
+		for _, d := range fake.changes() {
+			if d > 0 {
+				pauses = append(pauses, d)
+			}
+		}
+		return strings.HasSuffix(fmt.Sprint(pauses), "2 4]")
+	}, "the pauses do not grow")
+	require.GreaterOrEqual(t, testutil.ToFloat64(svc.metrics.announced.WithLabelValues(sourceQueue, resultRefused)), 3.0)
+}
+
+func TestSQSAwayIsSaidAndTheListingGoesOn(t *testing.T) {
+	s := newStage(t)
+	s.downstream()
+	s.define(s.people("people"))
+	fake := newFakeSQS(t)
+	queue := newQueue(t, fake.URL)
+	fake.setAway(true)
+	svc := s.importer("0", func(cfg *Config, times *timing) {
+		queue.use(cfg)
+		cfg.ListInterval = cfg.PollInterval
+		quick(times)
+	})
+	s.run(svc, time.Second)
+	notReady := func() string { return strings.Join(svc.tel.Health.NotReady(), " ") }
+	kafkatest.Eventually(t, func() bool { return strings.Contains(notReady(), "sqs") }, "SQS's absence is not said")
+	s.put("a.csv", file(10))
+	s.until(svc, "a.csv", stateDone)
+	fake.setAway(false)
+	kafkatest.Eventually(t, func() bool { return notReady() == "" }, "SQS's return is not said")
+}
+
+// In a bucket with versions each is an import of its own, though the first and the
+// third have the same bytes; and each is one, however often it is announced, and listed.
+func TestEachVersionOfAnObjectIsImportedOnce(t *testing.T) {
+	s := newStage(t)
+	s.downstream()
+	s.define(s.people("people"))
+	bucket := strings.ToLower(strings.NewReplacer("/", "", "_", "").Replace(s.prefix))
+	ctx := context.Background()
+	client := s.s3()
+	_, err := client.CreateBucket(ctx, &s3.CreateBucketInput{Bucket: &bucket})
+	require.NoError(t, err)
+	_, err = client.PutBucketVersioning(ctx, &s3.PutBucketVersioningInput{
+		Bucket: &bucket, VersioningConfiguration: &s3types.VersioningConfiguration{Status: s3types.BucketVersioningStatusEnabled},
+	})
+	require.NoError(t, err)
+	var versions []string
+	for _, rows := range []int{11, 12, 11} {
+		out, err := client.PutObject(ctx, &s3.PutObjectInput{Bucket: &bucket, Key: aws.String(s.prefix + "a.csv"), Body: strings.NewReader(file(rows))})
+		require.NoError(t, err)
+		versions = append(versions, aws.ToString(out.VersionId))
+	}
+	fake := newFakeSQS(t)
+	queue := newQueue(t, fake.URL)
+	for _, n := range []int{2, 0, 1, 0, 1, 2} {
+		queue.send(strings.Replace(s.announcement("a.csv", versions[n], n), embedded.DefaultBucket, bucket, 1))
+	}
+	svc := s.importer("0", func(cfg *Config, times *timing) {
+		cfg.S3.Bucket = bucket
+		queue.use(cfg)
+		cfg.ListInterval = cfg.PollInterval
+		quick(times)
+	})
+	s.run(svc, time.Second)
+	queue.until(0, 0)
+	done := map[string]event.Import{}
+	kafkatest.Eventually(t, func() bool {
+		svc.progress.mu.RLock()
+		defer svc.progress.mu.RUnlock()
+		for _, e := range svc.progress.byID {
+			if e.State == stateDone {
+				done[e.VersionID] = e.Import
+			}
+		}
+		return len(done) == 3
+	}, "not three imports are done")
+	for n, rows := range []int{11, 12, 11} {
+		require.EqualValues(t, rows, done[versions[n]].Rows)
+	}
+	require.Len(t, s.imports()["a.csv"], 3)
+
+	// Once more, and the newest taken away: an old version is listed then, and known.
+	for _, v := range versions {
+		queue.send(strings.Replace(s.announcement("a.csv", v, 9), embedded.DefaultBucket, bucket, 1))
+	}
+	_, err = client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &bucket, Key: aws.String(s.prefix + "a.csv"), VersionId: &versions[2]})
+	require.NoError(t, err)
+	queue.until(0, 0)
+	s.put("other.csv", file(10))
+	_, err = client.PutObject(ctx, &s3.PutObjectInput{Bucket: &bucket, Key: aws.String(s.prefix + "z.csv"), Body: strings.NewReader(file(10))})
+	require.NoError(t, err)
+	s.until(svc, "z.csv", stateDone)
+	require.Len(t, s.imports()["a.csv"], 3)
+	require.Zero(t, testutil.ToFloat64(svc.metrics.lettings.WithLabelValues("fenced")))
+}
+
+func TestTheWebhookAnswersWhenWhatIsAnnouncedIsSettled(t *testing.T) {
+	s := newStage(t)
+	s.downstream()
+	s.define(s.people("people"))
+	s3 := s.unlisted()
+	serve := func(instance string, answer time.Duration) (addr string, stop func()) {
+		free, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		addr = free.Addr().String()
+		require.NoError(t, free.Close())
+		stop = s.run(s.importer(instance, func(cfg *Config, times *timing) {
+			cfg.S3.Endpoint = s3.URL
+			cfg.Announce.Listen, cfg.Announce.Token = addr, "secret"
+			quick(times)
+			times.answer = answer
+		}), time.Second)
+		kafkatest.Eventually(t, func() bool {
+			c, err := net.Dial("tcp", addr)
+			if err == nil {
+				c.Close()
+			}
+			return err == nil
+		}, "nobody listens")
+		return addr, stop
+	}
+	addr, stop := serve("0", time.Minute)
+	post := func(user *url.Userinfo, token, body string) int {
+		r, err := http.NewRequest(http.MethodPost, (&url.URL{Scheme: "http", User: user, Host: addr, Path: "/minio"}).String(), strings.NewReader(body))
+		require.NoError(t, err)
+		if token != "" {
+			r.Header.Set("Authorization", "Bearer "+token)
+		}
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			return 0
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode
+	}
+	test := `{"Event":"s3:TestEvent"}`
+	require.Equal(t, http.StatusUnauthorized, post(nil, "", test))
+	require.Equal(t, http.StatusUnauthorized, post(nil, "secre", test))
+	require.Equal(t, http.StatusUnauthorized, post(url.UserPassword("hikyaku", "wrong"), "", test))
+	require.Equal(t, http.StatusOK, post(nil, "secret", test))
+	require.Equal(t, http.StatusOK, post(url.UserPassword("hikyaku", "secret"), "", test))
+	require.Equal(t, http.StatusBadRequest, post(nil, "secret", "{}"))
+	require.Equal(t, http.StatusRequestEntityTooLarge, post(nil, "secret", strings.Repeat(" ", maxAnnouncement+1)))
+
+	// On record when it is answered, and once.
+	s.put("a b.csv", file(20))
+	for range 3 {
+		require.Equal(t, http.StatusOK, post(nil, "secret", s.announcement("a b.csv", "", 1)))
+		require.Len(t, s.imports()["a b.csv"], 1)
+	}
+	s.put("ü+.csv", file(20)) // as versitygw has it
+	require.Equal(t, http.StatusOK, post(nil, "secret", strings.Replace(s.announcement("x", "", 1), url.QueryEscape(s.prefix+"x"), s.prefix+"ü+.csv", 1)))
+	require.Len(t, s.imports()["ü+.csv"], 1)
+	require.Equal(t, http.StatusOK, post(nil, "secret", `{"source":"aws.s3","detail-type":"Object Created","detail":{"bucket":{"name":"hikyaku"},"object":{"key":"`+s.prefix+`ü+.csv"}}}`))
+
+	// What nobody can look at is not settled when a signal comes, or the time is over.
+	s3.hold()
+	s.put("b.csv", file(20))
+	answered := make(chan int, 1)
+	go func() { answered <- post(nil, "secret", s.announcement("b.csv", "", 1)) }()
+	<-s3.held
+	stop()
+	require.Equal(t, http.StatusServiceUnavailable, <-answered)
+	addr, _ = serve("1", 50*time.Millisecond)
+	require.Equal(t, http.StatusServiceUnavailable, post(nil, "secret", s.announcement("b.csv", "", 1)))
+	require.Empty(t, s.imports()["b.csv"])
+}
+
+func TestTheWebhookIsOpenOnLoopbackOnly(t *testing.T) {
+	for _, c := range []struct {
+		addr  string
+		token config.Secret
+		valid bool
+	}{
+		{"", "", true},
+		{"127.0.0.1:8099", "", true},
+		{"[::1]:8099", "", true},
+		{"localhost:8099", "", true},
+		{"0.0.0.0:8099", "", false},
+		{":8099", "", false},
+		{"importer:8099", "", false},
+		{"0.0.0.0:8099", "secret", true},
+		{"8099", "secret", false},
+	} {
+		err := AnnounceConfig{Listen: c.addr, Token: c.token}.Validate()
+		require.Equal(t, c.valid, err == nil, "%s: %v", c.addr, err)
+	}
+}
+
+// A server that answers as S3 does when it is asked for keys as URLs have them.
+func TestAKeyWithCharactersThatXMLCannotHaveIsListedAndFound(t *testing.T) {
+	s := newStage(t)
+	const key, shown, entry = "in/a\x01 +é%2F.csv", "in/a%01+%2B%C3%A9%252F.csv", `<Key>%s</Key><LastModified>2026-11-22T02:00:00.123Z</LastModified><ETag>"e"</ETag><Size>1</Size>`
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		require.Equal(t, "url", q.Get("encoding-type"))
+		switch {
+		case !q.Has("versions"):
+			_, _ = fmt.Fprintf(w, `<ListBucketResult><EncodingType>url</EncodingType><Contents>`+entry+`</Contents></ListBucketResult>`, shown)
+		case !q.Has("key-marker"):
+			_, _ = fmt.Fprintf(w, `<ListVersionsResult><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated><NextKeyMarker>%s</NextKeyMarker><NextVersionIdMarker>v2</NextVersionIdMarker>`+
+				`<Version><VersionId>v2</VersionId>`+entry+`</Version></ListVersionsResult>`, shown, shown)
+		default:
+			require.Equal(t, key, q.Get("key-marker"))
+			require.Equal(t, "v2", q.Get("version-id-marker"))
+			_, _ = fmt.Fprintf(w, `<ListVersionsResult><EncodingType>url</EncodingType><Version><VersionId>v1</VersionId>`+entry+`</Version></ListVersionsResult>`, shown)
+		}
+	}))
+	defer server.Close()
+	svc := s.importer("0", func(cfg *Config, _ *timing) { cfg.S3.Endpoint = server.URL })
+	want := object{bucket: embedded.DefaultBucket, key: key, etag: `"e"`, sizeBytes: 1, lastModified: time.Date(2026, 11, 22, 2, 0, 0, 123e6, time.UTC)}
+	ctx := context.Background()
+	var listed []object
+	require.NoError(t, svc.list(ctx, "in/", func(o object) { listed = append(listed, o) }))
+	require.Equal(t, []object{want}, listed)
+	found, err := svc.find(ctx, announce.Object{Bucket: want.bucket, Key: key})
+	require.NoError(t, err)
+	require.Equal(t, &want, found)
+	want.versionID = "v1"
+	found, err = svc.find(ctx, announce.Object{Bucket: want.bucket, Key: key, VersionID: "v1"})
+	require.NoError(t, err)
+	require.Equal(t, &want, found)
+	found, err = svc.find(ctx, announce.Object{Bucket: want.bucket, Key: key, VersionID: "v0"})
+	require.NoError(t, err)
+	require.Nil(t, found)
+}
