@@ -247,7 +247,7 @@ func (a *app) lookIntoKafka(ctx context.Context, c *kafka.Cluster, o *overview) 
 		return fmt.Errorf("reading runs and imports: %w", err)
 	}
 	for _, e := range imports {
-		if e.State != "done" && e.State != "failed" {
+		if !importEnded(e.State) {
 			o.Imports = append(o.Imports, importStatus{e.ImportID.String(), e.SpecID, e.Key, e.State, e.Rows, e.UpdatedAt})
 		}
 	}

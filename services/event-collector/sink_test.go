@@ -191,6 +191,8 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 			RequestID: &request, RequestedAt: noon, AsOf: noon, Segments: []event.SegmentPin{{SegmentID: "tasters", ImportIDs: []identity.ID{importID}}},
 			ExpiresAt: noon.Add(time.Hour), Shards: 1, Expected: 1, StartedAt: &started, UpdatedAt: noon}}),
 		s.record(topic.Runs, runID.String()+"/0", &event.Run{RunID: runID, CampaignID: "autumn", Shard: &event.ShardDone{Shard: 0, Of: 1, Candidates: 1, DoneAt: noon}}),
+		s.record(topic.Imports, importID.String(), anImport("announced", 0)),
+		s.record(topic.Imports, importID.String(), anImport("reading", 100)),
 		s.record(topic.Runs, runID.String()+"/2", &event.Run{RunID: runID, CampaignID: "autumn", Counters: &event.RunCounters{Partition: 2, Requested: 1, Accepted: 1,
 			Excluded: []event.ReasonCount{{Reason: "no_address", Count: 5}}, UpdatedAt: noon}}),
 		s.record(topic.Profiles, "gone", nil),
@@ -224,6 +226,10 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 			"channel = 'email'", "lane = 'bulk'", "policy = 'at_most_once'", "consent = 'not_unsubscribed'", "request_id = toUUID('" + request.UUID() + "')", at("as_of", "12:00:00.123456"), at("requested_at", "12:00:00.123456"),
 			"segments = map('tasters', [" + imp + "])", at("expires_at", "13:00:00.123456"), "shards = 1", "expected = 1", "NOT cancel_requested", "NOT balanced", at("assumeNotNull(started_at)", "12:00:01.123456"),
 			"finished_at IS NULL", at("updated_at", "12:00:00.123456"), origin(topic.Runs)},
+		"imports": {"import_id = " + imp, "spec_id = 'people'", "spec_version = 3", "bucket = 'b'", "key = 'people/飛脚.csv'", "version_id = 'v'", "etag = 'e'", "size_bytes = 4000",
+			at("last_modified", "12:00:00.123456"), at("announced_at", "12:00:00.123456"), at("started_at", "12:00:01.123456"), at("updated_at", "12:00:03.123456"), "state = 'reading'", "error = 'none'",
+			"offset_bytes = 1000", "line = 101", "rows = 100", "rejected = 4", "profile_updates = 96", "segment_members = 95", "events = 94", "segment_id = 'tasters'",
+			"seconds = 2", "rows_per_second = 50", "seconds_left = 6", origin(topic.Imports)},
 		"run_shards":   {"run_id = " + run, "campaign_id = 'autumn'", "shard = 0", "shard_count = 1", "candidates = 1", "children = 0", at("done_at", "12:00:00.123456")},
 		"run_counters": {"run_id = " + run, "campaign_id = 'autumn'", "partition = 2", "excluded = map('no_address', 5)", "requested = 1", "accepted = 1", "waiting = 0", at("updated_at", "12:00:00.123456")},
 		"messages":     {"message_id = " + msg, "class = 'accepted'", "attempts = 1", at("assumeNotNull(clicked_at)", "12:01:00.123456")},
@@ -238,6 +244,13 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 			require.True(t, holds, "%s: %s\n%s", table, condition, lines(t, s.conn, "SELECT formatRow('JSONEachRow', *) FROM "+table))
 		}
 	}
+}
+
+// anImport is what an importer says of an import two seconds after it began.
+func anImport(state string, rows int64) *event.Import {
+	return &event.Import{ImportID: importID, SpecID: "people", SpecVersion: 3, Bucket: "b", Key: "people/飛脚.csv", VersionID: "v", ETag: "e", SizeBytes: 4000, LastModified: noon,
+		AnnouncedAt: noon, StartedAt: noon.Add(time.Second), UpdatedAt: noon.Add(3 * time.Second), State: state, Error: "none", OffsetBytes: 10 * rows, Line: rows + 1, Header: []string{"id"},
+		Rows: rows, Rejected: 4, ProfileUpdates: rows - 4, SegmentMembers: rows - 5, Events: rows - 6, SegmentID: "tasters", Published: []event.Written{{Topic: "events", Partition: 1, Offset: 7}}}
 }
 
 // history is a small run, everything in it at least once, spread over months.
@@ -267,13 +280,14 @@ func history(s *stage) []*kgo.Record {
 	}
 	add(s.record(topic.Runs, runID.String()+"/0", &event.Run{RunID: runID, CampaignID: "autumn", Shard: &event.ShardDone{Of: 1, Candidates: 40, DoneAt: noon}}))
 	for i := range int64(3) {
+		add(s.record(topic.Imports, importID.String(), anImport("reading", 100*i)))
 		add(s.record(topic.Runs, runID.String()+"/1", &event.Run{RunID: runID, CampaignID: "autumn", Counters: &event.RunCounters{Partition: 1, Requested: 40, Waiting: 40 - 20*i, Accepted: 20 * i, UpdatedAt: noon}}))
 		add(s.record(topic.Runs, runID.String(), &event.Run{RunID: runID, CampaignID: "autumn", State: &event.RunState{State: []string{"preparing", "resolving", "sending"}[i], UpdatedAt: noon}}))
 	}
 	return recs
 }
 
-var views = []string{"events", "profiles", "segment_members", "outcomes", "engagements", "message_inputs", "messages", "runs", "run_shards", "run_counters", "run_balance", "run_counts", "funnel"}
+var views = []string{"imports", "events", "profiles", "segment_members", "outcomes", "engagements", "message_inputs", "messages", "runs", "run_shards", "run_counters", "run_balance", "run_counts", "funnel"}
 
 func snapshot(t testing.TB, conn *clickhouse.Conn) map[string]string {
 	out := map[string]string{}
@@ -289,7 +303,7 @@ func TestTheSameRecordsAgainInAnotherCutChangeNoView(t *testing.T) {
 	s.Produce(t, history(s)...)
 	s.waitUntilSunk()
 	before := snapshot(t, s.conn)
-	for _, view := range []string{"events", "profiles", "outcomes", "message_inputs", "messages", "run_balance", "funnel"} {
+	for _, view := range []string{"imports", "events", "profiles", "outcomes", "message_inputs", "messages", "run_balance", "funnel"} {
 		require.NotEmpty(t, before[view], view)
 	}
 	require.Equal(t, 40, strings.Count(before["events"], "\n"), "one row per event, the copy that came first")

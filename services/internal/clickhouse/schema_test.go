@@ -181,6 +181,7 @@ func history(rng *rand.Rand, run uuid.UUID, people int) (rows []tableRow) {
 	}
 	for range 3 {
 		add("run_rows", row{"run_id": run, "campaign_id": "autumn", "state": "sending", "note": fmt.Sprint(rng.IntN(100)), "segments": map[string][]uuid.UUID{"s": {run}}})
+		add("import_rows", row{"import_id": run, "state": "reading", "rows": rng.Int64N(100)})
 		add("run_counter_rows", row{"run_id": run, "partition": int32(rng.IntN(2)), "requested": rng.Int64N(9), "excluded": map[string]int64{"no_address": rng.Int64N(3), "unsubscribed": rng.Int64N(3)}})
 		add("run_shard_rows", row{"run_id": run, "shard": int32(rng.IntN(2)), "shard_count": int32(2), "candidates": rng.Int64N(9)})
 	}

@@ -61,16 +61,18 @@ type Sink struct {
 func New(source Source, into Inserter, reg prometheus.Registerer) *Sink {
 	events, profiles, members := newEventRows(), newProfileRows(), newSegmentMemberRows()
 	inputs, outcomes, engagements := newMessageInputRows(), newOutcomeRows(), newEngagementRows()
+	imports := newImportRows()
 	runs := &runRows{newRunRows(), newRunShardRows(), newRunCounterRows()}
 	s := &Sink{
 		source: source, into: into,
 		readers: map[topic.Name]reader{
 			topic.Events: events, topic.Profiles: profiles, topic.SegmentMembers: members,
-			topic.MessageRequestsBulk: inputs, topic.Outcomes: outcomes, topic.Engagements: engagements, topic.Runs: runs,
+			topic.MessageRequestsBulk: inputs, topic.Outcomes: outcomes, topic.Engagements: engagements,
+			topic.Imports: imports, topic.Runs: runs,
 		},
 		// Facts before the books: run_balance compares both, and should not see a
 		// run's counters before the outcomes they were counted from.
-		stores: []store{events, profiles, members, inputs, outcomes, engagements, runs.shards, runs.counters, runs.states},
+		stores: []store{events, profiles, members, inputs, outcomes, engagements, imports, runs.shards, runs.counters, runs.states},
 		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sink_rows_total", Help: "Rows inserted into ClickHouse, repeats included.",
 		}, []string{"table"}),

@@ -187,6 +187,34 @@ func newMessageInputRows() *table[request, *request] {
 	})
 }
 
+func newImportRows() *table[event.Import, *event.Import] {
+	type T = event.Import
+	return newTable[T]("import_rows", nil, []column[T]{
+		id("import_id", func(i *T) identity.ID { return i.ImportID }),
+		word("spec_id", func(i *T) string { return i.SpecID }),
+		integer("spec_version", func(i *T) int64 { return i.SpecVersion }),
+		word("bucket", func(i *T) string { return i.Bucket }),
+		text("key", func(i *T) string { return i.Key }),
+		text("version_id", func(i *T) string { return i.VersionID }),
+		text("etag", func(i *T) string { return i.ETag }),
+		integer("size_bytes", func(i *T) int64 { return i.SizeBytes }),
+		moment("last_modified", func(i *T) time.Time { return i.LastModified }),
+		moment("announced_at", func(i *T) time.Time { return i.AnnouncedAt }),
+		moment("started_at", func(i *T) time.Time { return i.StartedAt }),
+		moment("updated_at", func(i *T) time.Time { return i.UpdatedAt }),
+		word("state", func(i *T) string { return i.State }),
+		text("error", func(i *T) string { return i.Error }),
+		integer("offset_bytes", func(i *T) int64 { return i.OffsetBytes }),
+		integer("line", func(i *T) int64 { return i.Line }),
+		integer("rows", func(i *T) int64 { return i.Rows }),
+		integer("rejected", func(i *T) int64 { return i.Rejected }),
+		integer("profile_updates", func(i *T) int64 { return i.ProfileUpdates }),
+		integer("segment_members", func(i *T) int64 { return i.SegmentMembers }),
+		integer("events", func(i *T) int64 { return i.Events }),
+		word("segment_id", func(i *T) string { return i.SegmentID }),
+	})
+}
+
 // runRows are the tables of the topic runs, which holds three kinds of things
 // in one type of record.
 type runRows struct {
