@@ -4,7 +4,9 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sethvargo/go-envconfig"
 	"github.com/stretchr/testify/require"
@@ -25,10 +27,11 @@ import (
 // Nothing is published.
 func BenchmarkCeilingParse(b *testing.B) {
 	i := ceiling(b)
+	before := used()
 	for b.Loop() {
 		rows := int64(0)
 		i.each(b, func(n *batch) bool { rows = n.after.Rows; return true })
-		b.ReportMetric(float64(rows)/b.Elapsed().Seconds(), "rows/s")
+		told(b, rows, before)
 	}
 }
 
@@ -48,19 +51,32 @@ func BenchmarkCeilingPublish(b *testing.B) {
 	})
 	all := i.at.SizeBytes * kept[len(kept)-1].after.Rows / kept[len(kept)-1].after.OffsetBytes
 	b.ResetTimer()
+	before := used()
 	for b.Loop() {
 		rows := int64(0)
 		for rows < all {
-			before := int64(0)
+			last := int64(0)
 			for _, n := range kept {
 				require.NoError(b, i.transact(b.Context(), n))
 				i.at.Published = n.after.Published
-				rows += n.after.Rows - before
-				before = n.after.Rows
+				rows += n.after.Rows - last
+				last = n.after.Rows
 			}
 		}
-		b.ReportMetric(float64(rows)/b.Elapsed().Seconds(), "rows/s")
+		told(b, rows, before)
 	}
+}
+
+// used is the CPU that this process has used.
+func used() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func told(b *testing.B, rows int64, before time.Duration) {
+	b.ReportMetric(float64(rows)/b.Elapsed().Seconds(), "rows/s")
+	b.ReportMetric(float64((used()-before).Nanoseconds())/1e3/float64(rows), "cpu-µs/row")
 }
 
 // ceiling is an import of the object, as its owner has it before the first row.

@@ -156,7 +156,7 @@ func stepName(n int) string { return strconv.Itoa(n) + " at once" }
 
 // keep notes the best of all rounds, and the worst of memory.
 func (b *importBench) keep(name string, m measured) {
-	fmt.Fprintf(os.Stderr, "%-12s %10.0f rows/s\n", name, m.rate)
+	fmt.Fprintf(os.Stderr, "%-12s %10.0f rows/s, CPU of the importer %5.2f µs/row\n", name, m.rate, m.importer)
 	before := b.best[name]
 	m.peak = max(m.peak, before.peak)
 	if before.rate > m.rate {
@@ -195,16 +195,18 @@ func (b *importBench) half(name string) error {
 	if err != nil {
 		return fmt.Errorf("measuring %s: %w\n%s", name, err, out)
 	}
+	var m measured
 	fields := strings.Fields(string(out))
-	at := slices.Index(fields, "rows/s")
-	if at < 1 {
-		return fmt.Errorf("measuring %s: no rate in\n%s", name, out)
+	for unit, value := range map[string]*float64{"rows/s": &m.rate, "cpu-µs/row": &m.importer} {
+		at := slices.Index(fields, unit)
+		if at < 1 {
+			return fmt.Errorf("measuring %s: no %s in\n%s", name, unit, out)
+		}
+		if *value, err = strconv.ParseFloat(fields[at-1], 64); err != nil {
+			return fmt.Errorf("measuring %s: %w", name, err)
+		}
 	}
-	rate, err := strconv.ParseFloat(fields[at-1], 64)
-	if err != nil {
-		return fmt.Errorf("measuring %s: %w", name, err)
-	}
-	b.keep(name, measured{rate: rate})
+	b.keep(name, m)
 	return nil
 }
 
@@ -298,7 +300,7 @@ func (b *importBench) table(ceiling float64, rounds int) {
 	fmt.Fprintf(w, "\n%d rows of %d bytes, %s, %.2f GB; the best of %d rounds\n\n", b.total, width, b.format, float64(b.objects.rows.size(b.total))/1e9, rounds)
 	fmt.Fprintf(w, "%-12s %10s %8s %8s %18s %18s %14s\n", "", "rows/s", "ratio", "of one", "importer µs/row", "embedded µs/row", "importer MiB")
 	for _, half := range []string{"parse", "publish"} {
-		fmt.Fprintf(w, "%-12s %10.0f\n", half, b.best[half].rate)
+		fmt.Fprintf(w, "%-12s %10.0f %8s %8s %18.2f\n", half, b.best[half].rate, "", "", b.best[half].importer)
 	}
 	fmt.Fprintf(w, "%-12s %10.0f\n", "ceiling", ceiling)
 	one := b.best[stepName(b.steps[0])].rate
