@@ -77,6 +77,7 @@ func (i *importing) run(ctx, work context.Context, readingDone func()) error {
 // batch is what is committed together.
 type batch struct {
 	records []*kgo.Record
+	memory  kafka.Memory
 	bytes   int
 	after   event.Import // progress once it is committed; Published is filled in by the commit
 }
@@ -276,7 +277,7 @@ func (i *importing) mapRow(mapper *mapping.Mapper, row rows.Row, at *event.Impor
 const recordBytes = 128
 
 func (i *importing) add(b *batch, name topic.Name, key string, rec event.Record) error {
-	r, err := i.cluster.Record(name, key, rec)
+	r, err := i.cluster.RecordIn(&b.memory, name, key, rec)
 	if err != nil {
 		return err
 	}
@@ -382,27 +383,40 @@ func (i *importing) move(work context.Context, state string) error {
 
 // written adds what was acknowledged to the offsets after the last row.
 func written(before []event.Written, c *kafka.Cluster, records []*kgo.Record) []event.Written {
-	type place struct {
-		topic     string
-		partition int32
+	type ends struct {
+		kafkaTopic string
+		after      []int64 // by partition; 0 where nothing was written
 	}
-	ends := make(map[place]int64, len(before)+16)
-	for _, w := range before {
-		ends[place{w.Topic, w.Partition}] = w.Offset
-	}
-	// Records of one topic share its name's string, so this is one comparison
-	// and one map access for each.
-	var lastKafka, lastName string
+	// They are four at most, and records of one topic share its name's string: to find
+	// it costs less than a map would.
+	var topics []ends
 	for _, r := range records {
-		if r.Topic != lastKafka {
-			lastKafka, lastName = r.Topic, string(c.NameOf(r.Topic))
+		at := 0
+		for at < len(topics) && topics[at].kafkaTopic != r.Topic {
+			at++
 		}
-		p := place{lastName, r.Partition}
-		ends[p] = max(ends[p], r.Offset+1)
+		if at == len(topics) {
+			topics = append(topics, ends{kafkaTopic: r.Topic})
+		}
+		t := &topics[at]
+		if short := int(r.Partition) + 1 - len(t.after); short > 0 {
+			t.after = append(t.after, make([]int64, short)...)
+		}
+		t.after[r.Partition] = max(t.after[r.Partition], r.Offset+1)
 	}
-	out := make([]event.Written, 0, len(ends))
-	for p, offset := range ends {
-		out = append(out, event.Written{Topic: p.topic, Partition: p.partition, Offset: offset})
+	out := slices.Clone(before)
+	for _, t := range topics {
+		name := string(c.NameOf(t.kafkaTopic))
+		for p, offset := range t.after {
+			at := slices.IndexFunc(out, func(w event.Written) bool { return w.Topic == name && w.Partition == int32(p) })
+			switch {
+			case offset == 0:
+			case at < 0:
+				out = append(out, event.Written{Topic: name, Partition: int32(p), Offset: offset})
+			default:
+				out[at].Offset = max(out[at].Offset, offset)
+			}
+		}
 	}
 	slices.SortFunc(out, func(a, b event.Written) int {
 		if a.Topic != b.Topic {
@@ -425,7 +439,9 @@ func (i *importing) commit(work context.Context, b *batch) error {
 	}
 	i.metrics.rows.Add(float64(b.after.Rows - i.at.Rows))
 	i.metrics.rejects.Add(float64(b.after.Rejected - i.at.Rejected))
-	i.metrics.bytes.Add(float64(b.after.OffsetBytes - i.at.OffsetBytes))
+	// How far ahead of its rows a compressed object is read differs from one opening to
+	// the next.
+	i.metrics.bytes.Add(float64(max(b.after.OffsetBytes-i.at.OffsetBytes, 0)))
 	i.metrics.records.WithLabelValues(string(topic.ProfileUpdates)).Add(float64(b.after.ProfileUpdates - i.at.ProfileUpdates))
 	i.metrics.records.WithLabelValues(string(topic.SegmentMembers)).Add(float64(b.after.SegmentMembers - i.at.SegmentMembers))
 	i.metrics.records.WithLabelValues(string(topic.Events)).Add(float64(b.after.Events - i.at.Events))

@@ -41,7 +41,16 @@ type Cluster struct {
 	admin *kgo.Client
 	adm   *kadm.Client
 	p     int
-	ids   map[topic.Name]int // the schema id under which this service writes
+	homes map[topic.Name]home
+}
+
+// home is where a topic's records go and how they are written, looked up once for each
+// record.
+type home struct {
+	kafkaTopic string
+	partitions int
+	record     string
+	schemaID   int // under which this service writes
 }
 
 // New checks the settings and opens nothing. The service names the metrics and
@@ -96,13 +105,13 @@ func (c *Cluster) NameOf(kafkaTopic string) topic.Name {
 	return topic.Name(strings.TrimPrefix(kafkaTopic, c.cfg.Namespace+"."))
 }
 
-// partitions is a topic's partition count. Only after Start.
-func (c *Cluster) partitions(name topic.Name) (int, error) {
-	t, ok := c.catalogue[name]
+// home is a topic's. Only after Start.
+func (c *Cluster) home(name topic.Name) (home, error) {
+	h, ok := c.homes[name]
 	if !ok {
-		return 0, fault.Fatal(fmt.Errorf("topic %s is not in the catalogue", name))
+		return home{}, fault.Fatal(fmt.Errorf("topic %s is not in the catalogue", name))
 	}
-	return t.PartitionCount(c.p), nil
+	return h, nil
 }
 
 // Start waits for broker, topics and registry for as long as ctx lives, saying so

@@ -63,7 +63,7 @@ func (c *Cluster) DeadLetter(r *kgo.Record, reason error) *kgo.Record {
 	// up to the broker's own limit, or the largest records could not be parked.
 	return &kgo.Record{
 		Topic: name.In(c.cfg.Namespace), Key: r.Key,
-		Value:   d.AppendAvro(event.AppendHeader(nil, c.ids[name])),
+		Value:   d.AppendAvro(event.AppendHeader(nil, c.homes[name].schemaID)),
 		Headers: r.Headers,
 	}
 }
@@ -132,11 +132,7 @@ func (c *Cluster) Replay(d *event.DeadLetter, now time.Time) ([]*kgo.Record, err
 	case len(d.Value) == maxParkedBytes && strings.HasPrefix(d.Reason, "(value of "):
 		return nil, fmt.Errorf("its value was too large to be kept whole: only the first %d bytes are here", len(d.Value))
 	}
-	n, err := c.partitions(name)
-	if err != nil {
-		return nil, err
-	}
-	if d.Partition < 0 || int(d.Partition) >= n {
+	if d.Partition < 0 || int(d.Partition) >= t.PartitionCount(c.p) {
 		return nil, fmt.Errorf("%s has no partition %d", d.Topic, d.Partition)
 	}
 	was := &kgo.Record{Topic: name.In(c.cfg.Namespace), Partition: d.Partition, Offset: d.Offset, Key: d.Key, Value: d.Value, Timestamp: d.ProducedAt}
@@ -150,7 +146,7 @@ func (c *Cluster) Replay(d *event.DeadLetter, now time.Time) ([]*kgo.Record, err
 		}
 	}
 	if t.ByKey() && len(d.Key) > 0 {
-		back.Partition = topic.Partition(string(d.Key), n) // it may have lain elsewhere, and been parked for that
+		back.Partition = topic.Partition(string(d.Key), t.PartitionCount(c.p)) // it may have lain elsewhere, and been parked for that
 	}
 	out := []*kgo.Record{back}
 	if d.Service != topic.Collector { // which keeps copies: what it parks parks no message

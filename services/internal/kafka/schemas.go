@@ -34,9 +34,9 @@ func (c *Cluster) resolveSchemas(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	c.ids = make(map[topic.Name]int, len(rows))
+	c.homes = make(map[topic.Name]home, len(rows))
 	for i, t := range rows {
-		c.ids[t.Name] = ids[i]
+		c.homes[t.Name] = home{kafkaTopic: t.Name.In(c.cfg.Namespace), partitions: t.PartitionCount(c.p), record: t.Record, schemaID: ids[i]}
 	}
 	return nil
 }

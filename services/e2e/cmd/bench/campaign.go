@@ -180,27 +180,12 @@ func exists(path string) bool { _, err := os.Stat(path); return err == nil }
 
 // startPipeline starts the embedded stack, without its outbox, and all services.
 func (b *campaignBench) startPipeline() error {
-	addr := map[string]string{}
-	for _, name := range []string{"kafka", "registry", "clickhouse", "s3", "embedded"} {
-		a, err := freeAddr()
-		if err != nil {
-			return err
-		}
-		addr[name] = a
-	}
-	b.profiled["embedded"] = addr["embedded"]
 	data := filepath.Join(b.dir, "data")
-	stack, err := b.children.start("embedded", filepath.Join(b.bin, "embedded"), map[string]string{"SMTP_ADDR": b.smtpAddr, "LIBCHDB_PATH": os.Getenv("LIBCHDB_PATH")},
-		"-data", data, "-kafka", addr["kafka"], "-registry", addr["registry"], "-clickhouse", addr["clickhouse"], "-s3", addr["s3"], "-profiles", addr["embedded"])
+	addr, err := b.children.startStack(b.ctx, b.bin, data, map[string]string{"SMTP_ADDR": b.smtpAddr})
 	if err != nil {
 		return err
 	}
-	if err := b.children.await(b.ctx, "the embedded stack", 2*time.Minute, func() bool {
-		log, _ := os.ReadFile(stack.log.Name())
-		return bytes.Contains(log, []byte("\nready"))
-	}); err != nil {
-		return err
-	}
+	b.profiled["embedded"] = addr["embedded"]
 	b.children.env = map[string]string{
 		"KAFKA_BROKERS": addr["kafka"], "SCHEMA_REGISTRY_URL": "http://" + addr["registry"], "CLICKHOUSE_URL": "http://" + addr["clickhouse"],
 		"AWS_ENDPOINT_URL_S3": "http://" + addr["s3"], "AWS_ACCESS_KEY_ID": "hikyaku", "AWS_SECRET_ACCESS_KEY": "hikyaku-embedded", "AWS_REGION": "us-east-1", "S3_BUCKET": "hikyaku",
@@ -260,21 +245,8 @@ func get(url string) (int, []byte) {
 	return resp.StatusCode, body
 }
 
-// command runs one of our programs to its end and returns what it printed.
 func (b *campaignBench) command(name string, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(b.ctx, filepath.Join(b.bin, name), args...)
-	cmd.Dir = b.dir
-	cmd.Env = os.Environ()
-	for k, v := range b.children.env {
-		cmd.Env = append(cmd.Env, k+"="+v)
-	}
-	var errs bytes.Buffer
-	cmd.Stderr = &errs
-	out, err := cmd.Output()
-	if err != nil {
-		return append(out, errs.Bytes()...), err
-	}
-	return out, nil
+	return b.children.run(b.ctx, filepath.Join(b.bin, name), args...)
 }
 
 func (b *campaignBench) importPeople() error {

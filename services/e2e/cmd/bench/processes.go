@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -61,19 +62,63 @@ func (c *children) start(name, program string, env map[string]string, args ...st
 	return p, nil
 }
 
+// run runs one of our programs to its end and returns what it printed.
+func (c *children) run(ctx context.Context, program string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir, cmd.Env = c.dir, os.Environ()
+	for k, v := range c.env {
+		cmd.Env = append(cmd.Env, k+"="+v)
+	}
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		return append(out, errs.Bytes()...), err
+	}
+	return out, nil
+}
+
+// startStack starts the embedded stack without the parts that elsewhere names by their
+// variables, and returns the address of each part, and of its profiles as "embedded".
+func (c *children) startStack(ctx context.Context, bin, data string, elsewhere map[string]string) (map[string]string, error) {
+	addr := map[string]string{}
+	for _, name := range []string{"kafka", "registry", "clickhouse", "s3", "embedded"} {
+		a, err := freeAddr()
+		if err != nil {
+			return nil, err
+		}
+		addr[name] = a
+	}
+	stack, err := c.start("embedded", filepath.Join(bin, "embedded"), elsewhere,
+		"-data", data, "-kafka", addr["kafka"], "-registry", addr["registry"], "-clickhouse", addr["clickhouse"], "-s3", addr["s3"], "-profiles", addr["embedded"])
+	if err != nil {
+		return nil, err
+	}
+	return addr, c.await(ctx, "the embedded stack", 2*time.Minute, func() bool {
+		log, _ := os.ReadFile(stack.log.Name())
+		return bytes.Contains(log, []byte("\nready"))
+	})
+}
+
 // stop ends all, the last started first.
 func (c *children) stop() {
 	for i := len(c.list) - 1; i >= 0; i-- {
-		p := c.list[i]
-		_ = p.cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-p.ended:
-		case <-time.After(20 * time.Second):
-			_ = p.cmd.Process.Kill()
-			<-p.ended
-		}
-		p.log.Close()
+		c.end(c.list[i])
 	}
+}
+
+func (c *children) end(p *child) {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.ended:
+	case <-time.After(20 * time.Second):
+		_ = p.cmd.Process.Kill()
+		<-p.ended
+	}
+	p.log.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.list = slices.DeleteFunc(c.list, func(o *child) bool { return o == p })
 }
 
 // dead names a program that has ended before its time, with its last words.
@@ -128,13 +173,18 @@ func cpuTime(pid int) cpu {
 }
 
 // rssMiB is what a process holds in memory, mapped files included.
-func rssMiB(pid int) float64 {
+func rssMiB(pid int) float64 { return statusMiB(pid, "VmRSS:") }
+
+// peakMiB is the most that it has held since it began.
+func peakMiB(pid int) float64 { return statusMiB(pid, "VmHWM:") }
+
+func statusMiB(pid int, field string) float64 {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0
 	}
 	for _, line := range strings.Split(string(status), "\n") {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if rest, ok := strings.CutPrefix(line, field); ok {
 			kb, _ := strconv.ParseFloat(strings.Fields(rest)[0], 64)
 			return kb / 1024
 		}
