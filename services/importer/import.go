@@ -439,9 +439,7 @@ func (i *importing) commit(work context.Context, b *batch) error {
 	}
 	i.metrics.rows.Add(float64(b.after.Rows - i.at.Rows))
 	i.metrics.rejects.Add(float64(b.after.Rejected - i.at.Rejected))
-	// How far ahead of its rows a compressed object is read differs from one opening to
-	// the next.
-	i.metrics.bytes.Add(float64(max(b.after.OffsetBytes-i.at.OffsetBytes, 0)))
+	i.metrics.bytes.Add(float64(b.after.OffsetBytes - i.at.OffsetBytes))
 	i.metrics.records.WithLabelValues(string(topic.ProfileUpdates)).Add(float64(b.after.ProfileUpdates - i.at.ProfileUpdates))
 	i.metrics.records.WithLabelValues(string(topic.SegmentMembers)).Add(float64(b.after.SegmentMembers - i.at.SegmentMembers))
 	i.metrics.records.WithLabelValues(string(topic.Events)).Add(float64(b.after.Events - i.at.Events))
