@@ -580,7 +580,11 @@ func (p *planning) print() {
 			values map[string]any
 		}{{"profile", s.Profile}, {"member", s.Member}, {"properties", s.Contents}} {
 			for _, k := range slices.Sorted(maps.Keys(part.values)) {
-				fmt.Fprintf(a.out, "  %s.%s = %v\n", part.name, k, part.values[k])
+				v := part.values[k]
+				if t, ok := v.(time.Time); ok {
+					v = t.Format(time.RFC3339Nano)
+				}
+				fmt.Fprintf(a.out, "  %s.%s = %v\n", part.name, k, v)
 			}
 		}
 		for _, channel := range slices.Sorted(maps.Keys(s.Address)) {

@@ -5,9 +5,11 @@ import (
 	"compress/gzip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/text/encoding/charmap"
 
 	"github.com/hikyaku/hikyaku/schemas/identity"
 )
@@ -99,4 +101,27 @@ func TestAPlanNeedsNothingButTheFileAndTheSpec(t *testing.T) {
 	require.Equal(t, guessed, s.ok("import", "plan", at("bad.csv"), "--json").one(t)["spec"])
 	require.Equal(t, exitUsage, s.hikyaku("import", "plan", at("none.csv")).code)
 	require.Contains(t, s.hikyaku("import", "plan", at("bad.csv"), "--spec-file", at("two.yaml"), "--offline").err, "holds 2 import specs")
+}
+
+// The page is what the command says.
+func TestThePageBringYourOwnFileIsTrue(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/bring-your-own-file.md")
+	require.NoError(t, err)
+	blocks := strings.Split(string(page), "```")
+	text, err := charmap.Windows1252.NewEncoder().String(strings.TrimPrefix(blocks[1], "\n"))
+	require.NoError(t, err)
+	dir := files(t, map[string]string{"Guest list 2026.csv": text, "guests.yaml": strings.TrimPrefix(blocks[3], "yaml\n"), "campaign.yaml": ""})
+	path := filepath.Join(dir, "Guest list 2026.csv")
+	s := newStage(t)
+	require.Equal(t, strings.TrimPrefix(blocks[3], "yaml\n"), s.ok("import", "plan", path).out)
+	shown := blocks[5][strings.Index(blocks[5], "Guest list 2026.csv by"):strings.Index(blocks[5], "…")]
+	require.Contains(t, s.ok("import", "plan", path, "--spec-file", filepath.Join(dir, "guests.yaml")).out, shown)
+	for n, block := range blocks {
+		if definitions, ok := strings.CutPrefix(block, "yaml\n"); ok {
+			file := filepath.Join(dir, "applied.yaml")
+			require.NoError(t, os.WriteFile(file, []byte(definitions), 0o600))
+			require.NotEmpty(t, s.ok("apply", "-f", file).out, "block %d", n)
+		}
+	}
 }
