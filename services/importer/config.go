@@ -32,7 +32,7 @@ type Config struct {
 
 	PollInterval     time.Duration `env:"POLL_INTERVAL, default=2s" help:"how often work is looked for: imports that others have left, and new objects unless LIST_INTERVAL is longer"`
 	ListInterval     time.Duration `env:"LIST_INTERVAL, default=0s" help:"how often the prefixes of the import specs are listed; 0s is every minute with a queue, else every POLL_INTERVAL"`
-	ImportsAtOnce    int           `env:"IMPORTS_AT_ONCE, default=2" unit:"imports" help:"objects read at the same time; each needs about four times TRANSACTION_BYTES of memory"`
+	ImportsAtOnce    int           `env:"IMPORTS_AT_ONCE, default=2" unit:"imports" help:"large objects read at the same time, and as many that are smaller than TRANSACTION_BYTES; each needs about four times that of memory"`
 	TransactionBytes int           `env:"TRANSACTION_BYTES, default=8388608" unit:"bytes" help:"records committed together with the progress; a transaction must take less than 2 s"`
 }
 

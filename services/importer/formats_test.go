@@ -264,3 +264,25 @@ func TestAnOwnerWhoWaitsForTheObjectIsNotTakenForGone(t *testing.T) {
 		require.Zero(t, testutil.ToFloat64(svc.metrics.lettings.WithLabelValues("fenced")))
 	}
 }
+
+// However many large files are being read, a small one does not wait for them.
+func TestASmallFileIsDoneBesideLargeOnes(t *testing.T) {
+	s := newStage(t)
+	s.downstream()
+	s.define(s.people("people"))
+	proxy := newSlow(t, 70_000, true, false)
+	for n := range 3 {
+		s.put(fmt.Sprintf("large%d.csv", n), file(5000))
+	}
+	svc := s.importer("0", func(cfg *Config, _ *timing) { cfg.S3.Endpoint = proxy.URL })
+	s.run(svc, time.Second)
+	kafkatest.Eventually(t, func() bool { return testutil.ToFloat64(svc.metrics.imports.WithLabelValues(stateReading)) == 2 }, "the large files do not take all places")
+	s.put("small.csv", file(100))
+	s.until(svc, "small.csv", stateDone)
+	s.requireOnce("small.csv", 100)
+	require.EqualValues(t, 2, testutil.ToFloat64(svc.metrics.imports.WithLabelValues(stateReading)))
+	proxy.open()
+	for n := range 3 {
+		s.until(svc, fmt.Sprintf("large%d.csv", n), stateDone)
+	}
+}

@@ -80,7 +80,8 @@ type Service struct {
 	definitions *definitions.Store
 	progress    *progress
 	liquid      *liquid.Engine
-	reading     *semaphore.Weighted
+	reading     *semaphore.Weighted // places for large objects
+	readingFew  *semaphore.Weighted // and as many for small ones, who never wait for large ones
 	pointing    *semaphore.Weighted
 
 	mu      sync.Mutex
@@ -115,7 +116,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	return &Service{
 		cfg: cfg, tel: tel, log: tel.Log, metrics: m, timing: defaultTiming,
 		s3: client, sqs: queue, cluster: cluster, definitions: definitions.NewStore(cluster), progress: newProgress(cluster, m, tel.Log),
-		liquid: liquid.New(liquid.Options{}), reading: semaphore.NewWeighted(int64(cfg.ImportsAtOnce)), pointing: semaphore.NewWeighted(1),
+		liquid: liquid.New(liquid.Options{}), reading: semaphore.NewWeighted(int64(cfg.ImportsAtOnce)), readingFew: semaphore.NewWeighted(int64(cfg.ImportsAtOnce)), pointing: semaphore.NewWeighted(1),
 		running: map[source]bool{}, notYet: map[source]*patience{}, looks: map[source]bool{}, refused: map[string]bool{},
 	}, nil
 }
@@ -417,10 +418,14 @@ func (s *Service) take(ctx, work context.Context, j job) error {
 	if state == stateAnnounced || state == stateReading {
 		// Before the import is owned: an owner who waits for a place looks
 		// like one that is gone.
-		if s.reading.Acquire(ctx, 1) != nil {
+		places := s.reading
+		if j.object.sizeBytes <= int64(s.cfg.TransactionBytes) {
+			places = s.readingFew
+		}
+		if places.Acquire(ctx, 1) != nil {
 			return errStopped
 		}
-		release := sync.OnceFunc(func() { s.reading.Release(1) })
+		release := sync.OnceFunc(func() { places.Release(1) })
 		defer release()
 		return s.own(ctx, work, j, release)
 	}
