@@ -209,7 +209,7 @@ func TestWhatAnnouncesNothingToImportIsRemovedFromTheQueue(t *testing.T) {
 		s.run(svc, time.Second)
 		queue.until(0, 0)
 		require.Empty(t, s.imports())
-		require.EqualValues(t, 7, testutil.ToFloat64(svc.metrics.announced.WithLabelValues(sourceQueue, resultSettled)))
+		require.GreaterOrEqual(t, testutil.ToFloat64(svc.metrics.announced.WithLabelValues(sourceQueue, resultSettled)), 7.0)
 	})
 }
 
@@ -233,9 +233,10 @@ func TestAMessageIsHeldUntilItsImportIsOnRecord(t *testing.T) {
 	queue.send(s.announcement("a.csv", "", 1))
 	<-s3.held
 	queue.send(`{"Event":"s3:TestEvent"}`)
-	// It would have come back three times.
-	kafkatest.Eventually(t, func() bool { return len(fake.changes()) >= 9 }, "the queue is not told that the message is in hand")
-	require.Equal(t, []int{1}, fake.receives())
+	kafkatest.Eventually(t, func() bool { return len(fake.changes()) >= 4 }, "the queue is not told that the message is in hand")
+	for _, d := range fake.changes() {
+		require.EqualValues(t, 2, d, "the message is to come back in so many seconds, though it is in hand")
+	}
 	require.Empty(t, s.imports())
 	s3.letGo()
 	s.until(svc, "a.csv", stateDone)
