@@ -103,8 +103,6 @@ func (s *Service) head(ctx context.Context, o *object) (bool, error) {
 		return false, fault.Transient(fmt.Errorf("looking at %s: %w", o, err))
 	case out.Metadata[metaImport] != "":
 		return false, nil
-	case o.versionID != "":
-		return true, nil
 	case aws.ToString(out.ETag) != o.etag || !o.is(out.ContentLength, out.LastModified):
 		return false, nil // the next listing shows the new one
 	}
