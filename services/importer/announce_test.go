@@ -448,7 +448,7 @@ func TestEachVersionOfAnObjectIsImportedOnce(t *testing.T) {
 	// A version is what it is, whatever time is shown for it.
 	o := objectOf(new(done[versions[1]]))
 	o.lastModified = o.lastModified.Add(-time.Hour)
-	src := svc.open(ctx, o, 0)
+	src := svc.open(ctx, o)
 	defer src.Close()
 	body, err := io.ReadAll(src)
 	require.NoError(t, err)
