@@ -20,6 +20,8 @@ const (
 	maxPageHeader = 8 << 20  // it repeats values, as statistics
 	maxPageValues = 1 << 24
 	headerBytes   = 1 << 10 // of a page header, at first
+
+	plainDictionary = format.Encoding(2) // as old files call a dictionary, and the indexes of one
 )
 
 // leaf reads the values of one column of a row group, with their levels.
@@ -226,7 +228,7 @@ func (r *Reader) readDictionary(l *leaf, h *format.PageHeader, body int64) error
 	switch e := h.DictionaryPageHeader.V.Encoding; {
 	case l.dict != nil:
 		return errors.New("it is the second dictionary")
-	case e != format.Plain && e != format.PlainDictionary:
+	case e != format.Plain && e != plainDictionary:
 		return fmt.Errorf("its encoding is %s", e)
 	case l.physical == format.Boolean:
 		return errors.New("truth values have no dictionary")
@@ -324,7 +326,7 @@ func (l *leaf) setValues(encoding format.Encoding, b []byte) error {
 		default:
 			v.kind = plainFixed
 		}
-	case format.PlainDictionary, format.RLEDictionary:
+	case plainDictionary, format.RLEDictionary:
 		v.kind, v.dict = inDictionary, l.dict
 		switch {
 		case l.dict == nil:
