@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"io"
 	"math"
 	"math/rand/v2"
 	"runtime"
@@ -363,7 +364,7 @@ func FuzzReader(f *testing.F) {
 					all = append(all, g)
 				}
 			}
-			if err != nil && err.Error() != "EOF" {
+			if err != nil && err != io.EOF {
 				require.ErrorAs(t, err, new(*rows.Invalid))
 				return all, false
 			}
@@ -373,6 +374,50 @@ func FuzzReader(f *testing.F) {
 		if rest, restWhole := read(int64(skip)); whole {
 			require.True(t, restWhole)
 			require.Equal(t, append([]got{}, all[min(int(skip), len(all)):]...), append([]got{}, rest...))
+		}
+	})
+}
+
+// Whatever a page holds, of whatever type: it is read as rows or refused.
+func FuzzPage(f *testing.F) {
+	f.Add(plain("a", "b"), plain("a"), int32(2), uint8(format.Plain), uint8(format.ByteArray), uint8(format.Required), false)
+	f.Add([]byte{2, 0, 0, 0, 4, 1, 1, 4, 0}, plain("a"), int32(2), uint8(format.RLEDictionary), uint8(format.ByteArray), uint8(format.Optional), false)
+	f.Add([]byte{2, 0, 0, 0, 3, 2, 2, 0, 0, 0, 4, 1, 0, 0, 0, 0, 0, 0, 0, 0}, []byte(nil), int32(2), uint8(format.Plain), uint8(format.Int32), uint8(format.Repeated), false)
+	f.Add([]byte{128, 1, 4, 3, 20, 2, 0, 0, 0, 0, 1, 2, 3}, []byte(nil), int32(3), uint8(format.DeltaBinaryPacked), uint8(format.Int64), uint8(format.Required), true)
+	f.Add([]byte{128, 1, 4, 1, 2, 'a'}, []byte(nil), int32(1), uint8(format.DeltaLengthByteArray), uint8(format.ByteArray), uint8(format.Required), true)
+	f.Add([]byte{128, 1, 4, 1, 0, 128, 1, 4, 1, 2, 'a'}, []byte(nil), int32(1), uint8(format.DeltaByteArray), uint8(format.FixedLenByteArray), uint8(format.Required), true)
+	f.Add(make([]byte, 16), []byte(nil), int32(2), uint8(format.ByteStreamSplit), uint8(format.Double), uint8(format.Required), false)
+	f.Add([]byte{1, 0, 0, 0, 3, 2}, []byte(nil), int32(2), uint8(format.RLE), uint8(format.Boolean), uint8(format.Required), true)
+	f.Fuzz(func(t *testing.T, body, dict []byte, n int32, encoding, physical, repetition uint8, v2 bool) {
+		var pages []byte
+		if len(dict) > 0 {
+			pages = dictionaryPage(t, int32(len(dict)/4), dict)
+		}
+		data := dataPage(t, n, format.Encoding(encoding), body)
+		if v2 {
+			data = page(t, format.PageHeader{Type: format.DataPageV2, DataPageHeaderV2: some(format.DataPageHeaderV2{NumValues: n, Encoding: format.Encoding(encoding),
+				RepetitionLevelsByteLength: int32(repetition >> 6), DefinitionLevelsByteLength: int32(repetition >> 4 & 3)})}, body)
+		}
+		pages = append(pages, data...)
+		m := metadata(int64(n), pages)
+		m.Schema[1].Type, m.Schema[1].TypeLength = some(format.Type(physical%8)), some(int32(repetition>>3))
+		m.Schema[1].RepetitionType = some(format.FieldRepetitionType(repetition % 3))
+		m.RowGroups[0].Columns[0].MetaData.Type = format.Type(physical % 8)
+		in := file(marshal(t, m), pages)
+		r := NewReader(bytes.NewReader(in), int64(len(in)), 0)
+		_, err := r.Header()
+		for range 5000 {
+			var row rows.Row
+			if err == nil {
+				row, err = r.Next()
+			}
+			if err != nil {
+				break
+			}
+			require.True(t, row.Malformed != nil || json.Valid(row.Raw), "%s", row.Raw)
+		}
+		if err != nil && err != io.EOF {
+			require.ErrorAs(t, err, new(*rows.Invalid))
 		}
 	})
 }

@@ -140,15 +140,19 @@ func (r *Reader) pageHeader(l *leaf) (h *format.PageHeader, body int64, err erro
 // content returns the bytes of a page, all but the first plainBytes decompressed into
 // buffer, if they are compressed; otherwise they are valid until the next page.
 func (r *Reader) content(l *leaf, h *format.PageHeader, body, plainBytes int64, compressed bool, buffer *[]byte) ([]byte, error) {
-	b, err := r.source.bytes(l.win, body, int64(h.CompressedPageSize), r.ahead, l.end)
+	compressed = compressed && l.codec != format.Uncompressed
+	read := buffer
+	if compressed {
+		read = &r.compressed
+	}
+	b, err := r.source.page(l.win, read, body, int64(h.CompressedPageSize), r.ahead, l.end)
 	if err != nil {
 		return nil, err
 	}
-	b = b[:h.CompressedPageSize]
 	if plainBytes > int64(len(b)) || plainBytes > int64(h.UncompressedPageSize) {
 		return nil, io.ErrUnexpectedEOF
 	}
-	if !compressed || l.codec == format.Uncompressed {
+	if !compressed {
 		return b, nil
 	}
 	*buffer, err = r.source.grow(*buffer, int64(h.UncompressedPageSize))
@@ -239,7 +243,7 @@ func (r *Reader) readDictionary(l *leaf, h *format.PageHeader, body int64) error
 	if err != nil {
 		return err
 	}
-	if l.codec == format.Uncompressed { // b goes with the window
+	if l.codec == format.Uncompressed { // b may go with the window
 		if l.dictBytes, err = r.source.grow(l.dictBytes, int64(len(b))); err != nil {
 			return err
 		}
