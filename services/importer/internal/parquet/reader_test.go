@@ -378,12 +378,13 @@ func TestAnOverlongOrBadRowCostsNoOther(t *testing.T) {
 		{A: "4", B: []string{"\xff"}},
 		{A: "5\xff", B: []string{"y"}},
 		{A: "6", B: []string{"z", ""}},
+		{A: strings.Repeat("\x01", rows.MaxBytes/2)}, // six times as long in JSON
 	})
 	_, read, err := readBytes(in, 0)
 	require.NoError(t, err)
-	require.Len(t, read, 6)
+	require.Len(t, read, 7)
 	require.Equal(t, []string{"1", `["x"]`}, read[0].Fields)
-	for _, i := range []int{1, 2} {
+	for _, i := range []int{1, 2, 6} {
 		require.Equal(t, "the row is longer than 1 MiB", read[i].Reason)
 		require.Equal(t, -1, read[i].Field)
 		require.Len(t, read[i].Raw, 64<<10)
