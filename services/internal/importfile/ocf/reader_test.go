@@ -262,9 +262,9 @@ func TestHostileFilesEndInASentence(t *testing.T) { //nolint:paralleltest // it 
 	for i := range 40 {
 		fmt.Fprintf(&twice, `{"type":"record","name":"r%d","fields":[{"name":"a","type":`, i)
 	}
-	twice.WriteString(`"int"`)
+	twice.WriteString(`"null"`)
 	for i := range 40 {
-		fmt.Fprintf(&twice, `},{"name":"b","type":"%s"}]}`, []string{"int", fmt.Sprintf("r%d", 40-i)}[min(i, 1)])
+		fmt.Fprintf(&twice, `},{"name":"b","type":"%s"}]}`, []string{"null", fmt.Sprintf("r%d", 40-i)}[min(i, 1)])
 	}
 	var wide []string
 	for i := range maxFields + 1 {
@@ -315,6 +315,7 @@ func TestHostileFilesEndInASentence(t *testing.T) { //nolint:paralleltest // it 
 		"zstd: none":                {file(str1, "zstandard", block(1, []byte("none"))), "cannot be decompressed"},
 		"bzip2: none":               {file(str1, "bzip2", block(1, []byte("none"))), "cannot be decompressed"},
 		"a list of 2^60 nulls":      {file(one(`{"type":"array","items":"null"}`), "null", block(1, slices.Concat(varint(1<<60), varint(0))), []byte{2}), "cut off"},
+		"a record of 2^40 nulls":    {file(one(`{"type":"array","items":`+twice.String()+`}`), "null", block(1, slices.Concat(varint(1), varint(0))), []byte{2}), "cut off"},
 		"a list of 2^31 longs":      {file(one(`{"type":"array","items":"long"}`), "null", block(1, slices.Concat(varint(1<<31), varint(0))), []byte{2}), "cut off"},
 		"a chain of 16 M records":   {file(one(`{"type":"record","name":"l","fields":[{"name":"next","type":["null","l"]}]}`), "null", block(1, bytes.Repeat([]byte{2}, maxBlock)), []byte{2}), "cut off"},
 		"a record surely in itself": {file(`{"type":"record","name":"r","fields":[{"name":"v","type":"r"}]}`, "null", block(1, []byte{0}), []byte{2}), "cut off"},

@@ -84,15 +84,12 @@ func (c *compact) fields(f func(id int64, kind byte)) {
 	}
 }
 
-// items reads the head of a list: how many there are, and of which kind.
+// items reads the head of a list: how many there are said to be, and of which kind.
 func (c *compact) items() (n uint64, kind byte) {
 	b := c.byte()
 	n, kind = uint64(b>>4), b&15
 	if n == 15 {
 		n = c.uvarint()
-	}
-	if n > uint64(len(c.b)) { // each has a byte
-		c.fail(true)
 	}
 	if c.list > 0 && n > uint64(c.list) {
 		c.fail(false)

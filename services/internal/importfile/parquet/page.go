@@ -20,6 +20,8 @@ const (
 	maxPageHeader = 8 << 20  // it repeats values, as statistics
 	maxPageValues = 1 << 24
 	headerBytes   = 1 << 10 // of a page header, at first
+
+	plainDictionary = format.Encoding(2) // as old files call a dictionary, and the indexes of one
 )
 
 // leaf reads the values of one column of a row group, with their levels.
@@ -138,15 +140,19 @@ func (r *Reader) pageHeader(l *leaf) (h *format.PageHeader, body int64, err erro
 // content returns the bytes of a page, all but the first plainBytes decompressed into
 // buffer, if they are compressed; otherwise they are valid until the next page.
 func (r *Reader) content(l *leaf, h *format.PageHeader, body, plainBytes int64, compressed bool, buffer *[]byte) ([]byte, error) {
-	b, err := r.source.bytes(l.win, body, int64(h.CompressedPageSize), r.ahead, l.end)
+	compressed = compressed && l.codec != format.Uncompressed
+	read := buffer
+	if compressed {
+		read = &r.compressed
+	}
+	b, err := r.source.page(l.win, read, body, int64(h.CompressedPageSize), r.ahead, l.end)
 	if err != nil {
 		return nil, err
 	}
-	b = b[:h.CompressedPageSize]
 	if plainBytes > int64(len(b)) || plainBytes > int64(h.UncompressedPageSize) {
 		return nil, io.ErrUnexpectedEOF
 	}
-	if !compressed || l.codec == format.Uncompressed {
+	if !compressed {
 		return b, nil
 	}
 	*buffer, err = r.source.grow(*buffer, int64(h.UncompressedPageSize))
@@ -226,7 +232,7 @@ func (r *Reader) readDictionary(l *leaf, h *format.PageHeader, body int64) error
 	switch e := h.DictionaryPageHeader.V.Encoding; {
 	case l.dict != nil:
 		return errors.New("it is the second dictionary")
-	case e != format.Plain && e != format.PlainDictionary:
+	case e != format.Plain && e != plainDictionary:
 		return fmt.Errorf("its encoding is %s", e)
 	case l.physical == format.Boolean:
 		return errors.New("truth values have no dictionary")
@@ -237,7 +243,7 @@ func (r *Reader) readDictionary(l *leaf, h *format.PageHeader, body int64) error
 	if err != nil {
 		return err
 	}
-	if l.codec == format.Uncompressed { // b goes with the window
+	if l.codec == format.Uncompressed { // b may go with the window
 		if l.dictBytes, err = r.source.grow(l.dictBytes, int64(len(b))); err != nil {
 			return err
 		}
@@ -324,7 +330,7 @@ func (l *leaf) setValues(encoding format.Encoding, b []byte) error {
 		default:
 			v.kind = plainFixed
 		}
-	case format.PlainDictionary, format.RLEDictionary:
+	case plainDictionary, format.RLEDictionary:
 		v.kind, v.dict = inDictionary, l.dict
 		switch {
 		case l.dict == nil:

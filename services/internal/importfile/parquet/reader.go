@@ -44,10 +44,11 @@ type Reader struct {
 	columns []column
 	*rows.Builder
 
-	ahead int64  // bytes that one column reads ahead
-	whole window // a row group that is read at once
-	gzip  *gzip.Reader
-	zstd  *zstd.Decoder
+	ahead      int64  // bytes that one column reads ahead
+	whole      window // a row group that is read at once
+	compressed []byte // a page
+	gzip       *gzip.Reader
+	zstd       *zstd.Decoder
 }
 
 // rowGroup is where the footer describes a row group.
@@ -160,7 +161,7 @@ func (r *Reader) footer() ([]byte, error) {
 		return nil, invalid("not a Parquet file")
 	}
 	var w window
-	ahead := min(size, aheadMin)
+	ahead := min(size, footerBytes)
 	b, err := r.source.bytes(&w, size-ahead, ahead, 0, size)
 	if err != nil {
 		return nil, err

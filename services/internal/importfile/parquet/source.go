@@ -7,9 +7,10 @@ import (
 const (
 	maxHeld     = 96 << 20 // bytes of pages, dictionaries and what has been read ahead, of all columns
 	maxTogether = 16 << 20 // a row group up to this size is read at once
-	aheadBytes  = 32 << 20 // are read ahead in larger ones, of all columns together
+	aheadBytes  = 24 << 20 // are read ahead in larger ones, of all columns together
 	aheadMax    = 2 << 20  // of one column
-	aheadMin    = 64 << 10
+	aheadMin    = 4 << 10
+	footerBytes = 64 << 10 // are read first
 )
 
 // source reads the object in large pieces, each of which is a request.
@@ -41,41 +42,70 @@ type window struct {
 }
 
 // bytes returns n bytes or more at an offset, valid until the next call. If they must
-// be read, ahead bytes are at least, but nothing behind end. Errors: *rows.Invalid if the
-// object ends before; the source's.
+// be read, so are those behind them, ahead bytes at least, but nothing behind end.
+// Errors: *rows.Invalid if the object ends before; the source's.
 func (s *source) bytes(w *window, at, n, ahead, end int64) ([]byte, error) {
-	if at >= w.at && at+n <= w.at+int64(len(w.b)) {
-		return w.b[at-w.at:], nil
+	known := w.behind(at)
+	if int64(len(known)) >= n {
+		return known, nil
 	}
-	var have []byte // of it
-	if at >= w.at && at < w.at+int64(len(w.b)) {
-		have = w.b[at-w.at:]
+	b, err := s.readBehind(known, &w.b, at, n, ahead, end)
+	w.b, w.at = b, at
+	return b, err
+}
+
+// page returns n bytes at an offset, valid until the next call: from the window, or in
+// buffer, and then what was read ahead is in the window.
+func (s *source) page(w *window, buffer *[]byte, at, n, ahead, end int64) ([]byte, error) {
+	known := w.behind(at)
+	if int64(len(known)) >= n {
+		return known[:n], nil
 	}
-	known := int64(len(have))
-	want := min(known+max(n-known, ahead), end-at)
-	if want < n || at < 0 || at+want > s.size {
-		return nil, errCutOff
-	}
-	b, err := s.grow(w.b, want)
+	b, err := s.readBehind(known, buffer, at, n, ahead, end)
 	if err != nil {
 		return nil, err
 	}
-	copy(b, have)
-	w.b = b[:0] // so that it is empty if this fails
-	read, err := s.r.ReadAt(b[known:], at+known)
+	if w.b, err = s.grow(w.b, int64(len(b))-n); err != nil {
+		return nil, err
+	}
+	copy(w.b, b[n:])
+	w.at = at + n
+	return b[:n], nil
+}
+
+// behind returns what the window has from an offset on.
+func (w *window) behind(at int64) []byte {
+	if at < w.at || at >= w.at+int64(len(w.b)) {
+		return nil
+	}
+	return w.b[at-w.at:]
+}
+
+// readBehind reads into buffer what follows the bytes that are known at an offset, and
+// puts those before it.
+func (s *source) readBehind(known []byte, buffer *[]byte, at, n, ahead, end int64) ([]byte, error) {
+	have := int64(len(known))
+	want := min(max(n, have)+ahead, end-at)
+	if want < n || at < 0 || at+want > s.size {
+		return nil, errCutOff
+	}
+	b, err := s.grow(*buffer, want)
+	if err != nil {
+		return nil, err
+	}
+	copy(b, known)
+	*buffer = b[:0] // so that it is empty if this fails
+	read, err := s.r.ReadAt(b[have:], at+have)
 	switch {
-	case int64(read) == want-known:
+	case int64(read) == want-have:
+		return b, nil
 	case err == io.EOF:
 		return nil, errCutOff
 	case err == nil:
 		err = io.ErrNoProgress
-		fallthrough
-	default:
-		s.failed = err
-		return nil, err
 	}
-	w.b, w.at = b, at
-	return b, nil
+	s.failed = err
+	return nil, err
 }
 
 var (
