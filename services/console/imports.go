@@ -188,7 +188,7 @@ func (p *importPicture) at(now time.Time) shownImport {
 	}
 	rate := float64(p.Rows-since.rows) / span
 	s.RowsPerSecond = &rate
-	if read := p.OffsetBytes - since.bytes; read > 0 && p.OffsetBytes < p.SizeBytes {
+	if read := p.OffsetBytes - since.bytes; read > 0 {
 		// What should be over by now is not known any more.
 		if left := float64(p.SizeBytes-p.OffsetBytes)/(float64(read)/span) - now.Sub(p.UpdatedAt).Seconds(); left > 0 {
 			s.SecondsLeft = &left

@@ -59,7 +59,10 @@ func TestImportsListsWhatGoesOnAndTheLastThatHaveEnded(t *testing.T) {
 		}
 	}
 	s.imported("a.csv", "done", at(5, nil))
-	going := s.imported("b.csv", "reading", at(4, func(e *event.Import) { e.Rows, e.Rejected, e.OffsetBytes = 5000, 12, 500_000 }))
+	going := s.imported("b.csv", "reading", at(4, func(e *event.Import) {
+		e.StartedAt = e.UpdatedAt.Add(-2000 * time.Second)
+		e.Rows, e.Rejected, e.OffsetBytes = 5_000_000, 12, 500_000
+	}))
 	s.imported("c.csv", "reading", at(3, nil))
 	s.imported("c.csv", "failed", at(3, func(e *event.Import) { e.Error = "no column named id" }))
 	s.imported("d.csv", "done", at(2, func(e *event.Import) { e.SpecID, e.Rows = "orders", 3000 }))
@@ -84,7 +87,7 @@ func TestImportsListsWhatGoesOnAndTheLastThatHaveEnded(t *testing.T) {
 		require.Equal(t, c.want, s.ok(append([]string{"imports", "list", "--json"}, strings.Fields(c.args)...)...).keys(t), c.args)
 	}
 	people := s.ok("imports")
-	require.Regexp(t, going.String()[:12]+` +reading +people +b\.csv +5,000 +12 +25% of 2\.0 MB +2,500 +[56]\S* left`, people.out)
+	require.Regexp(t, going.String()[:12]+` +reading +people +b\.csv +5,000,000 +12 +25% of 2\.0 MB +2,500 +1h39m\S+ left`, people.out)
 	require.Regexp(t, `done +orders +d\.csv +3,000 +0 +0% of 2\.0 MB +1,500 +took 2s`, people.out)
 	require.Contains(t, people.err, "4 of 4")
 	for _, wrong := range []string{"--limit -1", "--state walking", "--state done --follow", "b.csv"} {
@@ -256,7 +259,10 @@ func TestFollowingEndsWithTheLastImportAndSaysWhichFailed(t *testing.T) {
 func TestABarIsDrawnForEachImportUntilItsEnd(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
-	s.imported("imports/people/with-a-long-name-that-nobody-reads.csv", "reading", func(e *event.Import) { e.Rows, e.OffsetBytes = 1234, 500_000 })
+	s.imported("imports/people/with-a-long-name-that-nobody-reads.csv", "reading", func(e *event.Import) {
+		e.StartedAt = e.UpdatedAt.Add(-2000 * time.Second)
+		e.Rows, e.OffsetBytes = 1_234_000, 500_000
+	})
 	s.imported("orders.csv", "announced", nil)
 	var screen locked
 	a := &app{env: envconfig.MapLookuper(s.env), err: &screen, patience: 10 * time.Second}
@@ -275,9 +281,9 @@ func TestABarIsDrawnForEachImportUntilItsEnd(t *testing.T) {
 		kafkatest.Eventually(t, func() bool { return strings.Contains(screen.String(), what) }, "%s is not drawn: %s", what, &screen)
 	}
 	drawn("that-nobody-reads.csv")
-	drawn("25% 1,234 rows")
-	drawn("617/s, ")
-	drawn("s left")
+	drawn("=>-")
+	drawn("25% 1,234,000 rows")
+	drawn("617/s, 1h39m")
 	drawn("orders.csv")
 	s.imported("orders.csv", "failed", func(e *event.Import) { e.Rows, e.Rejected, e.OffsetBytes = 10, 10, 1_000_000 })
 	drawn("failed")

@@ -126,6 +126,22 @@ func TestPipelineBalances(t *testing.T) {
 	people := makePopulation(300)
 	s.drop(people)
 
+	// What the command reads in Kafka, the sink has stored.
+	type imported struct {
+		State string
+		Rows  int64
+	}
+	var told []imported
+	s.eventually("the import has ended", func() bool { // its report comes a moment before
+		s.hikyaku(&told, "imports")
+		return len(told) == 1 && told[0] == imported{"done", 300}
+	})
+	s.eventually("the import is in ClickHouse", func() bool {
+		var stored imported
+		s.hikyaku(&stored, "sql", "SELECT any(state) AS state, sum(rows) AS rows FROM imports")
+		return stored == told[0]
+	})
+
 	b := s.run("greeting")
 	s.requireBalance(people, b)
 	s.requireOneMailEach(people.accepted())
