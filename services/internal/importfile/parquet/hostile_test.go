@@ -182,6 +182,7 @@ func TestHostileFilesEndInASentence(t *testing.T) { //nolint:paralleltest // it 
 		"levels without end":        {1000, dataPage(t, 1000, format.Plain, slices.Concat([]byte{0xff, 0xff, 0xff, 0x7f}, good)), func(m *meta) { m.Schema[1].RepetitionType.V = format.Optional }, "EOF"},
 		"levels above the highest":  {1, dataPage(t, 1, format.Plain, slices.Concat([]byte{2, 0, 0, 0, 2, 1}, []byte{2, 0, 0, 0, 2, 3}, good)), func(m *meta) { m.Schema[1].RepetitionType.V = format.Repeated }, "levels are broken"},
 		"pairs that are not":        {1, slices.Concat(oneRow, twoRows), pairs, "do not fit together"},
+		"more rows than it says":    {1, twoRows, func(m *meta) { m.Schema[1].RepetitionType.V = format.Repeated; chunk(m).NumValues = 2 }, "do not fit together"},
 		"pairs the other way":       {1, slices.Concat(twoRows, oneRow), pairs, "do not fit together"},
 		"a page of no kind":         {1, page(t, format.PageHeader{Type: 77}, good), nil, "what cannot be"},
 		"levels below 0":            {1, page(t, format.PageHeader{Type: format.DataPageV2, DataPageHeaderV2: some(format.DataPageHeaderV2{NumValues: 1, DefinitionLevelsByteLength: -1})}, good), nil, "what cannot be"},
