@@ -87,7 +87,7 @@ func TestImportsListsWhatGoesOnAndTheLastThatHaveEnded(t *testing.T) {
 		require.Equal(t, c.want, s.ok(append([]string{"imports", "list", "--json"}, strings.Fields(c.args)...)...).keys(t), c.args)
 	}
 	people := s.ok("imports")
-	require.Regexp(t, going.String()[:12]+` +reading +people +b\.csv +5,000,000 +12 +25% of 2\.0 MB +2,500 +1h39m\S+ left`, people.out)
+	require.Regexp(t, going.String()[:12]+` +reading +people +b\.csv +5,000,000 +12 +25% of 2\.0 MB +2,500 +1h(39m\S+|40m0s) left`, people.out)
 	require.Regexp(t, `done +orders +d\.csv +3,000 +0 +0% of 2\.0 MB +1,500 +took 2s`, people.out)
 	require.Contains(t, people.err, "4 of 4")
 	for _, wrong := range []string{"--limit -1", "--state walking", "--state done --follow", "b.csv"} {
