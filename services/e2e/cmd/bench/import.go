@@ -24,6 +24,7 @@ func imports(ctx context.Context, root string, args []string) (*result, error) {
 	flags := flag.NewFlagSet("import", flag.ContinueOnError)
 	rows := flags.Int64("rows", 2_000_000, "rows of all files of a step together")
 	format := flags.String("format", "csv", "csv or jsonl")
+	width := flags.Int("row-bytes", 0, "bytes of a row, if that is more than its columns need")
 	atOnce := flags.String("imports", "1,2,4", "imports at once, one step for each number")
 	rounds := flags.Int("rounds", 2, "how often everything is measured; the best of each counts")
 	profiles := flags.String("profile", "", "directory for a CPU profile of the importer and of the embedded stack in each step")
@@ -39,8 +40,11 @@ func imports(ctx context.Context, root string, args []string) (*result, error) {
 		b.steps = append(b.steps, n)
 	}
 	var err error
-	if b.objects.rows, err = rowsIn(*format); err != nil {
+	if b.objects.rows, err = rowsIn(*format, *width); err != nil {
 		return nil, err
+	}
+	if *width < 0 || *width > 100_000 {
+		return nil, fmt.Errorf("rows of %d bytes: up to 100000", *width)
 	}
 	if *rows < 1 || *rows > 999_999_999 || *rounds < 1 {
 		return nil, fmt.Errorf("%d rows, %d rounds: 1 to 999999999 rows, at least one round", *rows, *rounds)

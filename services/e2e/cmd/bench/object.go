@@ -21,7 +21,9 @@ type rowsOf struct {
 
 var cities = []string{"Tokyo", "Osaka", "Kyoto", "Paris", "Milan", "Delhi", "Dubai", "Lagos"}
 
-func rowsIn(format string) (rowsOf, error) {
+// rowsIn are the rows of a format, at least so many bytes long: the text of one column is
+// as long as that takes.
+func rowsIn(format string, width int) (rowsOf, error) {
 	var r rowsOf
 	switch format {
 	case "csv":
@@ -31,6 +33,9 @@ func rowsIn(format string) (rowsOf, error) {
 		r.row = `{"id":"user-#########","city":"@@@@@","plan":"gold","points":%%%%%,"likes":"Chocolate","since":"2025-01-02","language":"en-GB","visits":9,"news":true}` + "\n"
 	default:
 		return r, fmt.Errorf("no rows of format %q: csv or jsonl", format)
+	}
+	if short := width - len(r.row); short > 0 {
+		r.row = strings.Replace(r.row, "Chocolate", "Chocolate"+strings.Repeat(" and more", short/9+1)[:short], 1)
 	}
 	r.number, r.city, r.points = strings.Index(r.row, "#"), strings.Index(r.row, "@"), strings.Index(r.row, "%")
 	return r, nil
