@@ -206,13 +206,13 @@ func (e *Engine) take(database string, settings map[string]string) (*session, er
 	return e.connect(e.lib.connect)
 }
 
-// release gives a session back, or ends it when the query may have changed it (SET, USE, a temporary table).
-func (e *Engine) release(s *session, changed bool) {
-	if changed {
+// release gives a session back, or ends it when the query may have changed it (SET, USE, a temporary table) or was killed.
+func (e *Engine) release(s *session, end bool) {
+	if end {
 		e.disconnect(s)
 	}
 	e.mu.Lock()
-	if !changed {
+	if !end {
 		e.idle = append(e.idle, s)
 	}
 	if !e.purging {

@@ -297,7 +297,8 @@ func (a *answer) run(ctx context.Context, st statement, query, requested, databa
 	if err != nil {
 		return err
 	}
-	defer a.engine.release(s, st.kind == kindSession)
+	// A query that was killed stays in system.processes until its session has another, or ends.
+	defer func() { a.engine.release(s, st.kind == kindSession || ctx.Err() != nil) }()
 	if st.kind == kindSelect || st.kind == kindRead {
 		defer a.engine.killWhenGone(ctx, s)()
 	}
