@@ -41,6 +41,11 @@ const (
 // imports can be begun.
 const maxInHand = maxOpen
 
+// givenBackAfter is how long a message given back stays out of reach: the queue may not
+// have noticed yet that nobody waits for the answer to the last ReceiveMessage any more,
+// and would give it to nobody until its visibility timeout.
+const givenBackAfter = time.Second
+
 // maxLook is the longest pause between two looks at an object that waits for a place.
 const maxLook = 20 * time.Second
 
@@ -282,7 +287,7 @@ func (a *announcements) handle(ctx context.Context, m types.Message) {
 	holding.Wait()
 	if err != nil {
 		a.metrics.announced.WithLabelValues(sourceQueue, resultGivenBack).Inc()
-		_ = a.visible(context.WithoutCancel(ctx), m, 0) // else it is in a while
+		_ = a.visible(context.WithoutCancel(ctx), m, givenBackAfter) // else it is in a while
 		return
 	}
 	a.metrics.announced.WithLabelValues(sourceQueue, resultSettled).Inc()

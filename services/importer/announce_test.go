@@ -296,6 +296,7 @@ func TestAMessageIsGivenBackAtASignal(t *testing.T) {
 	stop := s.run(svc, time.Second)
 	<-s3.held
 	stop()
+	require.Equal(t, []int64{1}, fake.changes(), "not at once: the receive that was given up would take it")
 	queue.until(1, 0)
 	require.EqualValues(t, 1, testutil.ToFloat64(svc.metrics.announced.WithLabelValues(sourceQueue, resultGivenBack)))
 }
