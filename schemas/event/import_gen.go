@@ -7,7 +7,7 @@ import "github.com/hikyaku/hikyaku/schemas/identity"
 
 // Import is state and progress of one import; the last record for an import_id is the truth.
 type Import struct {
-	ImportID       identity.ID `json:"import_id"` // hash of bucket, key, object version, spec id and spec version
+	ImportID       identity.ID `json:"import_id"` // hash of bucket, key, object version, spec id, spec version and again; of an undo, of the import that it undoes
 	SpecID         string      `json:"spec_id"`
 	SpecVersion    int64       `json:"spec_version"`
 	Bucket         string      `json:"bucket"`
@@ -19,7 +19,7 @@ type Import struct {
 	AnnouncedAt    time.Time   `json:"announced_at"`
 	StartedAt      time.Time   `json:"started_at"` // received_at of its events; fixed once, so that a resumed import writes the same records
 	UpdatedAt      time.Time   `json:"updated_at"`
-	State          string      `json:"state"`        // announced, reading, published, loaded, done, failed
+	State          string      `json:"state"`        // announced, reading, published, loaded, done, failed; undone: it ended, and another import has taken it back
 	Error          string      `json:"error"`        // why it failed; empty otherwise
 	OffsetBytes    int64       `json:"offset_bytes"` // byte at which the next row begins
 	Line           int64       `json:"line"`         // line number of the next row, from 1
@@ -29,8 +29,11 @@ type Import struct {
 	ProfileUpdates int64       `json:"profile_updates"`
 	SegmentMembers int64       `json:"segment_members"`
 	Events         int64       `json:"events"`
-	SegmentID      string      `json:"segment_id"` // segment it fills; empty if none
-	Published      []Written   `json:"published"`  // one for each partition written
+	SegmentID      string      `json:"segment_id"`   // segment it fills; empty if none
+	SegmentMode    string      `json:"segment_mode"` // what it does with the segment: replace, add or remove
+	Undoes         string      `json:"undoes"`       // import_id of the import that this one takes back; empty of all others
+	Again          int64       `json:"again"`        // how often the same object was imported before by the same version of the spec; above 0 only when somebody asked for it
+	Published      []Written   `json:"published"`    // one for each partition written
 }
 
 func (m *Import) appendAvro(b []byte) []byte {
@@ -63,6 +66,9 @@ func (m *Import) appendAvro(b []byte) []byte {
 	b = appendLong(b, m.SegmentMembers)
 	b = appendLong(b, m.Events)
 	b = appendString(b, m.SegmentID)
+	b = appendString(b, m.SegmentMode)
+	b = appendString(b, m.Undoes)
+	b = appendLong(b, m.Again)
 	if n := len(m.Published); n > 0 {
 		b = appendLong(b, int64(n))
 		for i := range m.Published {
@@ -103,6 +109,9 @@ func (m *Import) readAvro(r *reader) {
 	m.SegmentMembers = r.long()
 	m.Events = r.long()
 	m.SegmentID = r.string()
+	m.SegmentMode = r.string()
+	m.Undoes = r.string()
+	m.Again = r.long()
 	m.Published = nil
 	for n := r.block(3); n > 0; n = r.block(3) {
 		items := extend(&m.Published, n)
@@ -129,7 +138,7 @@ func (m *Import) DecodeAvro(b []byte) error {
 }
 
 // schemaOfImport is import.v1.avsc.
-const schemaOfImport = `{"type":"record","name":"Import","namespace":"hikyaku","doc":"state and progress of one import; the last record for an import_id is the truth","fields":[{"name":"import_id","type":{"type":"fixed","name":"Id128","size":16,"doc":"128-bit identity: the first 16 bytes of SHA-256 over length-prefixed fields; 32 hex digits in text"},"doc":"hash of bucket, key, object version, spec id and spec version"},{"name":"spec_id","type":"string"},{"name":"spec_version","type":"long"},{"name":"bucket","type":"string"},{"name":"key","type":"string"},{"name":"version_id","type":"string","doc":"object version; empty where the bucket has none"},{"name":"etag","type":"string","doc":"empty for a file dropped into the folder"},{"name":"size_bytes","type":"long"},{"name":"last_modified","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"announced_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"started_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"received_at of its events; fixed once, so that a resumed import writes the same records"},{"name":"updated_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"state","type":"string","doc":"announced, reading, published, loaded, done, failed"},{"name":"error","type":"string","doc":"why it failed; empty otherwise","default":""},{"name":"offset_bytes","type":"long","doc":"byte at which the next row begins"},{"name":"line","type":"long","doc":"line number of the next row, from 1"},{"name":"header","type":{"type":"array","items":"string"},"doc":"column names, in file order"},{"name":"rows","type":"long"},{"name":"rejected","type":"long"},{"name":"profile_updates","type":"long"},{"name":"segment_members","type":"long"},{"name":"events","type":"long"},{"name":"segment_id","type":"string","doc":"segment it fills; empty if none","default":""},{"name":"published","type":{"type":"array","items":{"type":"record","name":"Written","doc":"end of what an import wrote to one partition","fields":[{"name":"topic","type":"string","doc":"without namespace"},{"name":"partition","type":"int"},{"name":"offset","type":"long","doc":"offset after its last row"}]}},"doc":"one for each partition written"}]}`
+const schemaOfImport = `{"type":"record","name":"Import","namespace":"hikyaku","doc":"state and progress of one import; the last record for an import_id is the truth","fields":[{"name":"import_id","type":{"type":"fixed","name":"Id128","size":16,"doc":"128-bit identity: the first 16 bytes of SHA-256 over length-prefixed fields; 32 hex digits in text"},"doc":"hash of bucket, key, object version, spec id, spec version and again; of an undo, of the import that it undoes"},{"name":"spec_id","type":"string"},{"name":"spec_version","type":"long"},{"name":"bucket","type":"string"},{"name":"key","type":"string"},{"name":"version_id","type":"string","doc":"object version; empty where the bucket has none"},{"name":"etag","type":"string","doc":"empty for a file dropped into the folder"},{"name":"size_bytes","type":"long"},{"name":"last_modified","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"announced_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"started_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"received_at of its events; fixed once, so that a resumed import writes the same records"},{"name":"updated_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"state","type":"string","doc":"announced, reading, published, loaded, done, failed; undone: it ended, and another import has taken it back"},{"name":"error","type":"string","doc":"why it failed; empty otherwise","default":""},{"name":"offset_bytes","type":"long","doc":"byte at which the next row begins"},{"name":"line","type":"long","doc":"line number of the next row, from 1"},{"name":"header","type":{"type":"array","items":"string"},"doc":"column names, in file order"},{"name":"rows","type":"long"},{"name":"rejected","type":"long"},{"name":"profile_updates","type":"long"},{"name":"segment_members","type":"long"},{"name":"events","type":"long"},{"name":"segment_id","type":"string","doc":"segment it fills; empty if none","default":""},{"name":"segment_mode","type":"string","doc":"what it does with the segment: replace, add or remove","default":"replace"},{"name":"undoes","type":"string","doc":"import_id of the import that this one takes back; empty of all others","default":""},{"name":"again","type":"long","doc":"how often the same object was imported before by the same version of the spec; above 0 only when somebody asked for it","default":0},{"name":"published","type":{"type":"array","items":{"type":"record","name":"Written","doc":"end of what an import wrote to one partition","fields":[{"name":"topic","type":"string","doc":"without namespace"},{"name":"partition","type":"int"},{"name":"offset","type":"long","doc":"offset after its last row"}]}},"doc":"one for each partition written"}]}`
 
 // Written is end of what an import wrote to one partition.
 type Written struct {

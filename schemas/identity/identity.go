@@ -90,6 +90,14 @@ func Import(bucket, key, objectVersion, specID string, specVersion int64) ID {
 	return Hash(bucket, key, objectVersion, specID, strconv.FormatInt(specVersion, 10))
 }
 
+// ImportAgain is the nth repetition, from 1, of an import that somebody asked for.
+func ImportAgain(importID ID, n int64) ID {
+	return Hash("again", string(importID[:]), strconv.FormatInt(n, 10))
+}
+
+// Undo is the import that takes another back.
+func Undo(importID ID) ID { return Hash("undo", string(importID[:])) }
+
 // UnversionedObject stands for the version of an object in a bucket without
 // versions: A, then B, then A again are three. A file dropped into the
 // embedded folder has no ETag; its size and time of change remain.
