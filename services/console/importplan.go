@@ -27,7 +27,7 @@ import (
 )
 
 func (a *app) importCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "import", Short: "What a file would change"}
+	cmd := &cobra.Command{Use: "import", Short: "What a file would change; take an import back, or repeat it"}
 	var spec, specFile string
 	var offline bool
 	plan := &cobra.Command{
@@ -55,7 +55,7 @@ the address) and prints it as YAML, to be read, corrected and tried with --spec-
 	plan.Flags().StringVar(&spec, "spec", "", "id of an import spec that was applied")
 	plan.Flags().StringVar(&specFile, "spec-file", "", "file with an import spec that was not applied")
 	plan.Flags().BoolVar(&offline, "offline", false, "compare with nothing; needs no Kafka and no ClickHouse with --spec-file")
-	cmd.AddCommand(plan)
+	cmd.AddCommand(plan, a.undoCommand(), a.againCommand())
 	return cmd
 }
 

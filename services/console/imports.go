@@ -31,11 +31,14 @@ const (
 	importLoaded    = "loaded"
 	importDone      = "done"
 	importFailed    = "failed"
+	importUndone    = "undone"
 )
 
-var importStates = []string{importAnnounced, importReading, importPublished, importLoaded, importDone, importFailed}
+var importStates = []string{importAnnounced, importReading, importPublished, importLoaded, importDone, importFailed, importUndone}
 
-func importEnded(state string) bool { return state == importDone || state == importFailed }
+func importEnded(state string) bool {
+	return state == importDone || state == importFailed || state == importUndone
+}
 
 // importFilter selects imports of the list.
 type importFilter struct {
@@ -116,6 +119,8 @@ type shownImport struct {
 	SegmentMembers int64       `json:"segment_members"`
 	Events         int64       `json:"events"`
 	Segment        string      `json:"segment"` // that it fills, or empty
+	Undoes         string      `json:"undoes"`  // import_id of the import that it takes back, or empty
+	Again          int64       `json:"again"`   // how often the object was imported before, if it is repeated
 	RowsPerSecond  *float64    `json:"rows_per_second"`
 	SecondsLeft    *float64    `json:"seconds_left"` // until all is read; null unless that can be told
 	Seconds        float64     `json:"seconds"`      // since it began, or that it took
@@ -157,7 +162,7 @@ func (p *importPicture) at(now time.Time) shownImport {
 	s := shownImport{
 		ImportID: p.ImportID, Spec: p.SpecID, SpecVersion: p.SpecVersion, Bucket: p.Bucket, Key: p.Key, VersionID: p.VersionID, LastModified: p.LastModified,
 		State: p.State, Error: p.Error, SizeBytes: p.SizeBytes, OffsetBytes: p.OffsetBytes, Line: p.Line, Rows: p.Rows, Rejected: p.Rejected,
-		ProfileUpdates: p.ProfileUpdates, SegmentMembers: p.SegmentMembers, Events: p.Events, Segment: p.SegmentID,
+		ProfileUpdates: p.ProfileUpdates, SegmentMembers: p.SegmentMembers, Events: p.Events, Segment: p.SegmentID, Undoes: p.Undoes, Again: p.Again,
 		AnnouncedAt: p.AnnouncedAt, StartedAt: p.StartedAt, UpdatedAt: p.UpdatedAt,
 	}
 	if importEnded(p.State) {
@@ -201,6 +206,8 @@ func (p *importPicture) at(now time.Time) shownImport {
 type importTable struct {
 	mu   sync.Mutex
 	byID map[identity.ID]*importPicture
+
+	caughtUp func(context.Context) error // waits until all is read that is there now
 }
 
 func (t *importTable) apply(e *event.Import) {
@@ -210,6 +217,18 @@ func (t *importTable) apply(e *event.Import) {
 		t.byID[e.ImportID] = &importPicture{}
 	}
 	t.byID[e.ImportID].apply(e)
+}
+
+// last returns a copy of an import's last record; nil if there is none.
+func (t *importTable) last(id identity.ID) *event.Import {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.byID[id]
+	if p == nil {
+		return nil
+	}
+	e := p.Import
+	return &e
 }
 
 // list returns the imports as they stand now, the newest last.
@@ -248,6 +267,7 @@ func (a *app) withImports(ctx context.Context, do func(context.Context, *importT
 		t.apply(e)
 		return nil
 	})
+	t.caughtUp = table.CaughtUp
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	ended := make(chan error, 1)
@@ -315,7 +335,7 @@ func (a *app) printImports(list []shownImport) {
 	rows := make([][]string, len(list))
 	for n := range list {
 		i := &list[n]
-		rows[n] = []string{shortID(i.ImportID), i.State, i.Spec, i.Key, thousands(i.Rows), thousands(i.Rejected), i.share(), i.rate(), i.time(), i.StartedAt.UTC().Format(time.DateTime)}
+		rows[n] = []string{shortID(i.ImportID), i.State, i.Spec, i.title(), thousands(i.Rows), thousands(i.Rejected), i.share(), i.rate(), i.time(), i.StartedAt.UTC().Format(time.DateTime)}
 	}
 	a.table([]string{"IMPORT", "STATE", "SPEC", "OBJECT", "ROWS", "REJECTED", "READ", "ROWS/S", "TIME", "STARTED (UTC)"}, rows)
 }
@@ -406,6 +426,9 @@ func failedImports(list []shownImport) error {
 // meanwhile, have ended, and returns these.
 func followImports(ctx context.Context, t *importTable, filter *importFilter, show func([]shownImport) error) ([]shownImport, error) {
 	followed := map[identity.ID]bool{}
+	if filter.only != nil {
+		followed[*filter.only] = true
+	}
 	for {
 		var list []shownImport
 		open := false
@@ -537,7 +560,7 @@ func findImport(arg string, list []shownImport) (*shownImport, error) {
 	var named *shownImport
 	for n := range list {
 		i := &list[n] // the newest is the last
-		if i.Key != arg && "s3://"+i.Bucket+"/"+i.Key != arg && !strings.HasSuffix(i.Key, "/"+arg) {
+		if i.Undoes != "" || i.Key != arg && "s3://"+i.Bucket+"/"+i.Key != arg && !strings.HasSuffix(i.Key, "/"+arg) {
 			continue
 		}
 		if named != nil && (named.Key != i.Key || named.Bucket != i.Bucket) {
@@ -633,14 +656,24 @@ func (w *wholeImport) next() []string {
 		out = append(out, "All its rows are in Kafka. It waits until the audience-resolver and the event-collector have loaded them; hikyaku status says what they have still to read.")
 	case w.State == importLoaded:
 		out = append(out, "All its rows are loaded. What remains is to point its segment at it, if it has one, and to write the report.")
-	case w.State == importFailed:
+	case w.State == importFailed && w.Undoes == "":
 		if made := w.ProfileUpdates + w.SegmentMembers + w.Events; made > 0 {
-			out = append(out, fmt.Sprintf("What was imported of it before, %s records, stays.", thousands(made)))
+			out = append(out, fmt.Sprintf("What was imported of it before, %s records, stays; hikyaku import undo %s takes it back.", thousands(made), shortID(w.ImportID)))
 		}
 		if w.Segment != "" {
 			out = append(out, "The segment "+w.Segment+" is as it was before.")
 		}
 		out = append(out, "If the import spec is wrong, mend it and hikyaku apply it: the object is imported again by itself. If the file is wrong, upload a mended one: that is another import.")
+	}
+	switch {
+	case w.State == importUndone:
+		out = append(out, "What it changed is as it was before. hikyaku import again "+shortID(w.ImportID)+" imports the object once more.")
+	case w.Undoes != "" && w.State == importDone:
+		return append(out, "What import "+w.Undoes[:12]+" changed is as it was before, but for what was changed again since.")
+	case w.Undoes != "" && importEnded(w.State):
+		return append(out, "What it had not taken back by then stays as it is.")
+	case w.Undoes != "":
+		return out
 	}
 	if w.Rejected > 0 {
 		out = append(out, "hikyaku topic read "+string(topic.ImportRejects)+" --key "+w.ImportID.String()+" prints the rejected rows with line, column and reason, for 30 days.")
@@ -663,7 +696,11 @@ func (a *app) printImport(w *wholeImport) {
 	if w.Error != "" {
 		state += ": " + w.Error
 	}
-	rows := [][]string{{"state", state}, {"object", "s3://" + w.Bucket + "/" + w.Key}}
+	rows := [][]string{{"state", state}}
+	if w.Undoes != "" {
+		rows = append(rows, []string{"undoes", w.Undoes})
+	}
+	rows = append(rows, []string{"object", "s3://" + w.Bucket + "/" + w.Key})
 	if w.VersionID != "" {
 		rows = append(rows, []string{"version", w.VersionID})
 	}
@@ -683,7 +720,7 @@ func (a *app) printImport(w *wholeImport) {
 		rows = append(rows, []string{"rows/s", w.rate()})
 	}
 	rows = append(rows, []string{"started", moment(w.StartedAt)}, []string{"last sign", moment(w.UpdatedAt)}, []string{"time", w.time()})
-	if importEnded(w.State) {
+	if importEnded(w.State) && w.Undoes == "" {
 		rows = append(rows, []string{"rejects", w.Key + ".rejects.csv"}, []string{"report", w.Key + ".report.json"})
 	}
 	a.table([]string{"IMPORT", w.ImportID.String()}, rows)

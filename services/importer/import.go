@@ -46,15 +46,24 @@ func (i *importing) run(ctx, work context.Context, readingDone func()) error {
 		var err error
 		switch i.at.State {
 		case stateAnnounced, stateReading:
-			err = i.read(ctx, work)
+			if i.at.Undoes == "" {
+				err = i.read(ctx, work)
+			} else {
+				err = i.undo(ctx, work)
+			}
 			readingDone()
 		case statePublished:
-			if err = i.awaitLoaded(ctx, work); err == nil {
+			if err = i.awaitLoaded(ctx, work, i.at.Published); err == nil {
 				crash.At(crash.ImporterArrived)
 				err = i.move(work, stateLoaded)
 			}
 		case stateLoaded:
-			if err = i.finish(work); err == nil {
+			if i.at.Undoes == "" {
+				err = i.finish(work)
+			} else {
+				err = i.finishUndo(ctx, work)
+			}
+			if err == nil {
 				err = i.move(work, stateDone)
 			}
 		default:
@@ -298,27 +307,33 @@ func rawText(raw []byte) string {
 	return s
 }
 
-// awaitLoaded waits until all that the import published has arrived: the
+// awaitLoaded waits until all that an import published has arrived: the
 // resolver has passed it, and then the sink has passed it and the profiles
-// that the resolver made of it. Meanwhile it gives signs of life, which also
-// tell whether the import is still owned.
-func (i *importing) awaitLoaded(ctx, work context.Context) error {
-	published := kafka.Mark{}
-	for _, w := range i.at.Published {
-		published.Merge(kafka.Mark{topic.Name(w.Topic): {w.Partition: w.Offset}})
-	}
-	lastSign := time.Now()
+// that the resolver made of it.
+func (i *importing) awaitLoaded(ctx, work context.Context, written []event.Written) error {
+	published := markOf(written)
 	resolved := false
+	return i.await(ctx, work, func() (behind bool, err error) { return i.passed(ctx, &resolved, published) })
+}
+
+func markOf(written []event.Written) kafka.Mark {
+	m := kafka.Mark{}
+	for _, w := range written {
+		m.Merge(kafka.Mark{topic.Name(w.Topic): {w.Partition: w.Offset}})
+	}
+	return m
+}
+
+// await looks until nothing is behind any more. Meanwhile it gives signs of life, which
+// also tell whether the import is still owned.
+func (i *importing) await(ctx, work context.Context, look func() (behind bool, err error)) error {
 	for {
-		behind, err := i.passed(ctx, &resolved, published)
+		behind, err := look()
 		if err == nil && !behind {
 			return nil
 		}
-		if time.Since(lastSign) > i.timing.heartbeat {
-			lastSign = time.Now()
-			if err := i.move(work, statePublished); err != nil {
-				return err
-			}
+		if err := i.sign(work); err != nil {
+			return err
 		}
 		if !sleep(ctx, i.timing.barrier) {
 			return errStopped
@@ -360,8 +375,8 @@ func (i *importing) finish(work context.Context) error {
 func (i *importing) fail(work context.Context, f *failure) error {
 	i.log.Warn("import failed", "reason", f.reason)
 	// Beside an object that is no longer there, nothing of it is written: the
-	// place belongs to the one that replaced it.
-	if f.reason != errChanged.Error() && f.reason != errGone.Error() {
+	// place belongs to the one that replaced it. An undo has no rows of its own.
+	if i.at.Undoes == "" && f.reason != errChanged.Error() && f.reason != errGone.Error() {
 		if err := i.writeFiles(work, stateFailed, f.reason, false); err != nil {
 			return err
 		}
@@ -372,6 +387,14 @@ func (i *importing) fail(work context.Context, f *failure) error {
 		return err
 	}
 	return nil
+}
+
+// sign says that the import is worked on, if it has not been said for a while.
+func (i *importing) sign(work context.Context) error {
+	if time.Since(i.at.UpdatedAt) <= i.timing.heartbeat {
+		return nil
+	}
+	return i.move(work, i.at.State)
 }
 
 // move commits another state, or the same as a sign of life.

@@ -61,12 +61,21 @@ func (i *importing) write(work context.Context, b *batch) error {
 		b.after.Published = i.at.Published
 	}
 	b.after.UpdatedAt = micros(time.Now())
-	r, err := i.cluster.Record(topic.Imports, b.after.ImportID.String(), &b.after)
+	r, err := i.record(&b.after)
 	if err != nil {
 		return err
 	}
-	r.Headers = append(r.Headers, kgo.RecordHeader{Key: headerOwner, Value: []byte(i.cluster.Member())})
 	return i.client.ProduceSync(work, r).FirstErr()
+}
+
+// record makes a progress record of this member.
+func (s *Service) record(e *event.Import) (*kgo.Record, error) {
+	r, err := s.cluster.Record(topic.Imports, e.ImportID.String(), e)
+	if err != nil {
+		return nil, err
+	}
+	r.Headers = append(r.Headers, kgo.RecordHeader{Key: headerOwner, Value: []byte(s.cluster.Member())})
+	return r, nil
 }
 
 // isFenced says that somebody else has opened the import since, or the broker

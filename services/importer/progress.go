@@ -26,11 +26,14 @@ const (
 	stateLoaded    = "loaded"    // resolver and sink have passed them
 	stateDone      = "done"      // the segment points at it, the report is written
 	stateFailed    = "failed"
+	stateUndone    = "undone" // it had ended, and another import has taken it back
 )
 
-var states = []string{stateAnnounced, stateReading, statePublished, stateLoaded, stateDone, stateFailed}
+var states = []string{stateAnnounced, stateReading, statePublished, stateLoaded, stateDone, stateFailed, stateUndone}
 
-func ended(state string) bool { return state == stateDone || state == stateFailed }
+func ended(state string) bool {
+	return state == stateDone || state == stateFailed || state == stateUndone
+}
 
 // headerOwner names the member that wrote a progress record, so that an
 // instance that was killed knows its own imports again and need not wait until
@@ -119,7 +122,7 @@ func (p *progress) apply(e *entry, m *metrics) {
 	defer p.mu.Unlock()
 	if before, known := p.byID[e.ImportID]; known {
 		m.imports.WithLabelValues(before.State).Dec()
-	} else {
+	} else if e.Undoes == "" { // else it says nothing about the object
 		o := objectOf(&e.Import)
 		src, v := sourceOf(o, e.SpecID), versionOf(o, e.SpecID)
 		p.bySource[src] = append(p.bySource[src], e.ImportID)

@@ -35,6 +35,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/importfile"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
 	"github.com/hikyaku/hikyaku/services/internal/liquid"
@@ -312,8 +313,9 @@ func (s *Service) mayTake(j job) bool {
 		return true
 	}
 	// One that this member left behind when it was killed is its own still,
-	// unless it was let go of since: then somebody else may have it.
-	if j.begun.owner == s.cluster.Member() {
+	// unless it was let go of since: then somebody else may have it. One that was asked
+	// for is nobody's yet.
+	if j.begun.owner == s.cluster.Member() || j.begun.owner == "" {
 		return true
 	}
 	return time.Since(j.begun.UpdatedAt) > s.timing.takeover
@@ -403,11 +405,19 @@ func (s *Service) take(ctx, work context.Context, j job) error {
 			j.begun = e
 		}
 	}
-	if j.begun == nil {
+	switch {
+	case j.begun == nil:
 		if !sleep(ctx, s.moment(j)) {
 			return errStopped
 		}
 		if !s.progress.wanted(j.object, j.specID, j.specVersion) {
+			return nil
+		}
+	case j.begun.owner == "":
+		if !sleep(ctx, s.moment(j)) {
+			return errStopped
+		}
+		if s.progress.get(j.begun.ImportID).owner != "" {
 			return nil
 		}
 	}
@@ -477,7 +487,7 @@ func (s *Service) own(ctx, work context.Context, j job, readingDone func()) erro
 	if j.begun != nil {
 		id = j.begun.ImportID
 	}
-	client, err := s.cluster.TransactionalProducer("import." + id.String())
+	client, err := s.cluster.TransactionalProducer(importfile.TransactionalID(id))
 	if err != nil {
 		return err
 	}
@@ -510,7 +520,7 @@ func (s *Service) own(ctx, work context.Context, j job, readingDone func()) erro
 			AnnouncedAt: now, StartedAt: now, Line: 1,
 		}
 		if spec.Segment != nil {
-			i.at.SegmentID = spec.Segment.ID
+			i.at.SegmentID = spec.Segment.ID // and its mode
 		}
 		if err := i.move(work, stateAnnounced); err != nil {
 			return err

@@ -13,6 +13,7 @@ const (
 	ImporterArrived   Point = "importer.arrived"   // all rows have been loaded, the state still says published
 	ImporterPointed   Point = "importer.pointed"   // the segment points at the import, no file is written
 	ImporterRejects   Point = "importer.rejects"   // the reject file is written, the report is not
+	ImporterUndone    Point = "importer.undone"    // the import says that it is undone, its segment is still made up of it
 	ImporterReported  Point = "importer.reported"  // the report is written, the state does not say done or failed
 
 	// Whoever writes definitions: hikyaku apply, and an importer that moves a segment.
@@ -114,7 +115,7 @@ func (s Step) Of(group topic.Group) Point {
 // Points are all points.
 func Points() []Point {
 	all := []Point{
-		ImporterOpened, ImporterProduced, ImporterMarked, ImporterCommitted, ImporterArrived, ImporterPointed, ImporterRejects, ImporterReported,
+		ImporterOpened, ImporterProduced, ImporterMarked, ImporterCommitted, ImporterArrived, ImporterPointed, ImporterRejects, ImporterReported, ImporterUndone,
 		DefinitionsOpened, DefinitionsProduced, DefinitionsCommitted, StartRequested,
 		PersonStored, PersonForgotten, PersonRestoring, PersonRestored, DriverCounted, DriverCompared, TicksWritten,
 		SenderInvited, SenderAsked, SinkGathered, SinkBetween,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 
@@ -48,13 +49,21 @@ func (c *Cluster) LastStable(ctx context.Context, names ...topic.Name) (Mark, er
 	return c.ends(ctx, c.adm.ListCommittedOffsets, names)
 }
 
+// Since returns the offsets of the first records of the topics that were produced at
+// or after t; where there is none, the end. Errors are Transient.
+func (c *Cluster) Since(ctx context.Context, t time.Time, names ...topic.Name) (Mark, error) {
+	return c.ends(ctx, func(ctx context.Context, topics ...string) (kadm.ListedOffsets, error) {
+		return c.adm.ListOffsetsAfterMilli(ctx, t.UnixMilli(), topics...)
+	}, names)
+}
+
 func (c *Cluster) ends(ctx context.Context, list func(context.Context, ...string) (kadm.ListedOffsets, error), names []topic.Name) (Mark, error) {
 	ends, err := list(ctx, c.kafkaNames(names)...)
 	if err == nil {
 		err = ends.Error()
 	}
 	if err != nil {
-		return nil, fault.Transient(fmt.Errorf("reading the ends of %v: %w", names, err))
+		return nil, fault.Transient(fmt.Errorf("reading offsets of %v: %w", names, err))
 	}
 	m := Mark{}
 	for t, partitions := range ends {

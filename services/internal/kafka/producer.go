@@ -1,9 +1,12 @@
 package kafka
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
 
 // Producer returns a plain producer: idempotent, acknowledged by all in-sync
@@ -27,6 +30,39 @@ func (c *Cluster) TransactionalProducer(id string) (*kgo.Client, error) {
 		return nil, fmt.Errorf("building the producer of transactional id %s: %w", id, err)
 	}
 	return cl, nil
+}
+
+// WriteOnce opens a transactional id, which fences whoever had it, lets look read what is
+// there now and say what to write, and commits that; nothing if that is nothing.
+// Between reading and writing nobody else can write under the id. The error is
+// look's; or it is Transient: another has opened the id since, or Kafka is away, and whether
+// it was committed is not known.
+func (c *Cluster) WriteOnce(ctx context.Context, id string, look func(context.Context) ([]*kgo.Record, error)) error {
+	client, err := c.TransactionalProducer(id)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if _, _, err := client.ProducerID(ctx); err != nil {
+		return fault.Transient(fmt.Errorf("opening %s: %w", id, err))
+	}
+	records, err := look(ctx)
+	if err != nil || len(records) == 0 {
+		return err
+	}
+	err = client.BeginTransaction()
+	if err == nil {
+		err = client.ProduceSync(ctx, records...).FirstErr()
+	}
+	// It is not aborted: the client could open the id again to do so, and fence the one
+	// who has it now. Whoever opens it next aborts it.
+	if err == nil {
+		err = client.EndTransaction(ctx, kgo.TryCommit)
+	}
+	if err != nil {
+		return fault.Transient(fmt.Errorf("writing as %s: %w", id, err))
+	}
+	return nil
 }
 
 func join(parts ...[]kgo.Opt) []kgo.Opt {
