@@ -229,7 +229,7 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 		"imports": {"import_id = " + imp, "spec_id = 'people'", "spec_version = 3", "bucket = 'b'", "key = 'people/飛脚.csv'", "version_id = 'v'", "etag = 'e'", "size_bytes = 4000",
 			at("last_modified", "12:00:00.123456"), at("announced_at", "12:00:00.123456"), at("started_at", "12:00:01.123456"), at("updated_at", "12:00:03.123456"), "state = 'reading'", "error = 'none'",
 			"offset_bytes = 1000", "line = 101", "rows = 100", "rejected = 4", "profile_updates = 96", "segment_members = 95", "events = 94", "segment_id = 'tasters'",
-			"seconds = 2", "rows_per_second = 50", "seconds_left = 6", origin(topic.Imports)},
+			"segment_mode = 'replace'", "undoes = 'ffff'", "again = 2", "seconds = 2", "rows_per_second = 50", "seconds_left = 6", origin(topic.Imports)},
 		"run_shards":   {"run_id = " + run, "campaign_id = 'autumn'", "shard = 0", "shard_count = 1", "candidates = 1", "children = 0", at("done_at", "12:00:00.123456")},
 		"run_counters": {"run_id = " + run, "campaign_id = 'autumn'", "partition = 2", "excluded = map('no_address', 5)", "requested = 1", "accepted = 1", "waiting = 0", at("updated_at", "12:00:00.123456")},
 		"messages":     {"message_id = " + msg, "class = 'accepted'", "attempts = 1", at("assumeNotNull(clicked_at)", "12:01:00.123456")},
@@ -250,7 +250,7 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 func anImport(state string, rows int64) *event.Import {
 	return &event.Import{ImportID: importID, SpecID: "people", SpecVersion: 3, Bucket: "b", Key: "people/飛脚.csv", VersionID: "v", ETag: "e", SizeBytes: 4000, LastModified: noon,
 		AnnouncedAt: noon, StartedAt: noon.Add(time.Second), UpdatedAt: noon.Add(3 * time.Second), State: state, Error: "none", OffsetBytes: 10 * rows, Line: rows + 1, Header: []string{"id"},
-		Rows: rows, Rejected: 4, ProfileUpdates: rows - 4, SegmentMembers: rows - 5, Events: rows - 6, SegmentID: "tasters", Published: []event.Written{{Topic: "events", Partition: 1, Offset: 7}}}
+		Rows: rows, Rejected: 4, ProfileUpdates: rows - 4, SegmentMembers: rows - 5, Events: rows - 6, SegmentID: "tasters", SegmentMode: "replace", Undoes: "ffff", Again: 2, Published: []event.Written{{Topic: "events", Partition: 1, Offset: 7}}}
 }
 
 // history is a small run, everything in it at least once, spread over months.
@@ -285,6 +285,33 @@ func history(s *stage) []*kgo.Record {
 		add(s.record(topic.Runs, runID.String(), &event.Run{RunID: runID, CampaignID: "autumn", State: &event.RunState{State: []string{"preparing", "resolving", "sending"}[i], UpdatedAt: noon}}))
 	}
 	return recs
+}
+
+func TestTheEventsOfAnUndoneImportAreGoneAndMayComeAgain(t *testing.T) {
+	t.Parallel()
+	s := startSink(t, nil)
+	other := identity.Import("b", "k", "v2", "spec", 1)
+	seen := func(user, id string, by identity.ID) *kgo.Record {
+		return s.record(topic.Events, user, &event.Event{EventID: id, UserID: user, Name: "visit", OccurredAt: noon, ReceivedAt: noon, Source: "import:" + by.String()})
+	}
+	stored := func() []string {
+		return lines(t, s.conn, "SELECT concat(user_id, ' ', event_id, ' ', source) AS line FROM events ORDER BY line")
+	}
+	s.Produce(t, seen("u1", "e1", importID), seen("u2", "e1", importID), seen("u1", "e2", other),
+		s.record(topic.Events, "u1", &event.Event{EventID: "e3", UserID: "u1", Name: "visit", OccurredAt: noon, ReceivedAt: noon, Source: "api:web"}),
+		s.record(topic.Imports, importID.String(), anImport("done", 100)))
+	s.waitUntilSunk()
+	require.Len(t, stored(), 4)
+
+	s.Produce(t, s.record(topic.Imports, importID.String(), anImport("undone", 100)))
+	s.waitUntilSunk()
+	require.Equal(t, []string{"u1 e2 import:" + other.String(), "u1 e3 api:web"}, stored())
+
+	// The mended file names the same event. Of two copies the first would be kept.
+	s.Produce(t, seen("u1", "e1", other))
+	s.waitUntilSunk()
+	require.NoError(t, s.conn.Exec(t.Context(), "OPTIMIZE TABLE event_rows FINAL"))
+	require.Equal(t, []string{"u1 e1 import:" + other.String(), "u1 e2 import:" + other.String(), "u1 e3 api:web"}, stored())
 }
 
 var views = []string{"imports", "events", "profiles", "segment_members", "outcomes", "engagements", "message_inputs", "messages", "runs", "run_shards", "run_counters", "run_balance", "run_counts", "funnel"}

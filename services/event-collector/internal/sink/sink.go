@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
@@ -24,9 +25,11 @@ import (
 // member's batch, so that a database that hangs costs no membership.
 const insertPatience = 45 * time.Second
 
-// Inserter inserts rows into a table and returns when they are stored.
-type Inserter interface {
+// Database is ClickHouse.
+type Database interface {
+	// Insert inserts rows into a table and returns when they are stored.
 	Insert(ctx context.Context, table string, columns []string, rows int, fill func(driver.Batch) error) error
+	Exec(ctx context.Context, query string, args ...any) error
 }
 
 // Source decodes records and knows their topics.
@@ -43,14 +46,49 @@ type reader interface {
 // store is a table, whatever its records are.
 type store interface {
 	fmt.Stringer
-	flush(ctx context.Context, into Inserter) (rows int, err error)
+	flush(ctx context.Context, into Database) (rows int, err error)
 	forget()
+}
+
+// importRows is the table of imports, and what follows from one being undone.
+type importRows struct {
+	*table[event.Import, *event.Import]
+	undone *undoneEvents
+}
+
+func (t *importRows) read(source Source, name topic.Name, r *kgo.Record) error {
+	if err := t.table.read(source, name, r); err != nil {
+		return err
+	}
+	if i := &t.rows[len(t.rows)-1].rec; i.State == "undone" && i.Events > 0 {
+		t.undone.imports = append(t.undone.imports, i.ImportID)
+	}
+	return nil
+}
+
+// undoneEvents are the events of imports that have been undone, to be removed. A mark on
+// them would not do: of two copies of an event the first is kept, and the next import of a
+// mended file may have the same. Once more is harmless.
+type undoneEvents struct{ imports []identity.ID }
+
+func (u *undoneEvents) String() string { return "event_rows, removed" }
+
+func (u *undoneEvents) forget() { u.imports = nil }
+
+func (u *undoneEvents) flush(ctx context.Context, db Database) (int, error) {
+	for _, id := range u.imports {
+		// It returns when they are gone from every part.
+		if err := db.Exec(ctx, "DELETE FROM event_rows WHERE source = ? SETTINGS lightweight_deletes_sync = 1", "import:"+id.String()); err != nil {
+			return 0, err
+		}
+	}
+	return 0, nil
 }
 
 // Sink is the handler of the sink's Effect loop, for one goroutine.
 type Sink struct {
 	source  Source
-	into    Inserter
+	into    Database
 	readers map[topic.Name]reader
 	stores  []store
 	rows    *prometheus.CounterVec
@@ -58,10 +96,10 @@ type Sink struct {
 }
 
 // New returns a sink whose metrics are registered with reg.
-func New(source Source, into Inserter, reg prometheus.Registerer) *Sink {
+func New(source Source, into Database, reg prometheus.Registerer) *Sink {
 	events, profiles, members := newEventRows(), newProfileRows(), newSegmentMemberRows()
 	inputs, outcomes, engagements := newMessageInputRows(), newOutcomeRows(), newEngagementRows()
-	imports := newImportRows()
+	imports := &importRows{newImportRows(), &undoneEvents{}}
 	runs := &runRows{newRunRows(), newRunShardRows(), newRunCounterRows()}
 	s := &Sink{
 		source: source, into: into,
@@ -71,8 +109,9 @@ func New(source Source, into Inserter, reg prometheus.Registerer) *Sink {
 			topic.Imports: imports, topic.Runs: runs,
 		},
 		// Facts before the books: run_balance compares both, and should not see a
-		// run's counters before the outcomes they were counted from.
-		stores: []store{events, profiles, members, inputs, outcomes, engagements, imports, runs.shards, runs.counters, runs.states},
+		// run's counters before the outcomes they were counted from. And an import is
+		// undone when its events are gone.
+		stores: []store{events, profiles, members, inputs, outcomes, engagements, imports.undone, imports, runs.shards, runs.counters, runs.states},
 		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sink_rows_total", Help: "Rows inserted into ClickHouse, repeats included.",
 		}, []string{"table"}),

@@ -109,7 +109,7 @@ func (t *table[T, P]) check(rec *T) error {
 }
 
 // flush inserts the rows that wait, as one block, and returns how many they were.
-func (t *table[T, P]) flush(ctx context.Context, into Inserter) (int, error) {
+func (t *table[T, P]) flush(ctx context.Context, into Database) (int, error) {
 	n := len(t.rows)
 	if n == 0 {
 		return 0, nil

@@ -212,6 +212,9 @@ func newImportRows() *table[event.Import, *event.Import] {
 		integer("segment_members", func(i *T) int64 { return i.SegmentMembers }),
 		integer("events", func(i *T) int64 { return i.Events }),
 		word("segment_id", func(i *T) string { return i.SegmentID }),
+		word("segment_mode", func(i *T) string { return i.SegmentMode }),
+		text("undoes", func(i *T) string { return i.Undoes }),
+		integer("again", func(i *T) int64 { return i.Again }),
 	})
 }
 
