@@ -305,7 +305,7 @@ func (p *planning) judge(err error) error {
 
 func (p *planning) tooMany(all bool) {
 	if p.spec.MaxRejects.Exceeded(p.result.Rejected, p.result.Rows, all) {
-		p.result.Error = fmt.Sprintf("%d of %d rows were rejected; max_rejects in the import spec allows %s", p.result.Rejected, p.result.Rows, p.spec.MaxRejects)
+		p.result.Error = p.spec.MaxRejects.Failure(p.result.Rejected, p.result.Rows)
 	}
 }
 
