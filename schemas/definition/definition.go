@@ -90,14 +90,6 @@ func Encodings() []string {
 	return []string{"auto", "utf-8", "utf-16", "shift_jis", "euc-jp", "iso-8859-1", "windows-1252"}
 }
 
-// EncodingOrAuto is the encoding, auto unless said.
-func (s Source) EncodingOrAuto() string {
-	if s.Encoding == "" {
-		return Encodings()[0]
-	}
-	return s.Encoding
-}
-
 // MaxRejects is how many rows of a file may be rejected before its import fails: a
 // number, or a share of its rows such as 0.5%; empty for any number.
 type MaxRejects string
