@@ -247,10 +247,6 @@ func (p *planning) read(ctx context.Context, path string) error {
 		return err
 	}
 	defer source.Close()
-	info, err := os.Stat(path)
-	if err != nil {
-		return fmt.Errorf("looking at %s: %w", path, err)
-	}
 	p.seen, p.pending = map[identity.ID]uint8{}, map[string]*event.ProfilePatch{}
 	engine := liquid.New(liquid.Options{})
 	file, err := importfile.Open(engine, p.spec, source, importfile.Position{})
@@ -259,7 +255,7 @@ func (p *planning) read(ctx context.Context, path string) error {
 	}
 	defer file.Close()
 	now := time.Now().UTC()
-	mapper, err := mapping.Compile(engine, p.spec, file.Header(), mapping.Import{ID: identity.Hash("plan", path), StartedAt: now, LastModified: info.ModTime().UTC()})
+	mapper, err := mapping.Compile(engine, p.spec, file.Header(), mapping.Import{ID: identity.Hash("plan", path), StartedAt: now, LastModified: source.LastModified()})
 	if err != nil {
 		p.result.Error = err.Error()
 		return nil
