@@ -90,14 +90,6 @@ func Encodings() []string {
 	return []string{"auto", "utf-8", "utf-16", "shift_jis", "euc-jp", "iso-8859-1", "windows-1252"}
 }
 
-// EncodingOrAuto is the encoding, auto unless said.
-func (s Source) EncodingOrAuto() string {
-	if s.Encoding == "" {
-		return Encodings()[0]
-	}
-	return s.Encoding
-}
-
 // MaxRejects is how many rows of a file may be rejected before its import fails: a
 // number, or a share of its rows such as 0.5%; empty for any number.
 type MaxRejects string
@@ -108,15 +100,24 @@ var maxRejectsPattern = regexp.MustCompile(`^[0-9]{1,12}$|^([0-9]{1,2}(\.[0-9]{1
 // Exceeded says whether so many rejects are too many. A share is judged when all rows
 // are known.
 func (m MaxRejects) Exceeded(rejected, rows int64, all bool) bool {
-	if m == "" {
+	if m == "" || rejected == 0 {
 		return false
 	}
 	if share, ok := strings.CutSuffix(string(m), "%"); ok {
+		if !all {
+			return false
+		}
 		percent, err := strconv.ParseFloat(share, 64)
-		return all && err == nil && float64(rejected)*100 > percent*float64(rows)
+		return err == nil && float64(rejected)*100 > percent*float64(rows)
 	}
 	most, err := strconv.ParseInt(string(m), 10, 64)
 	return err == nil && rejected > most
+}
+
+// Failure says of an import, in a sentence for the file's owner, that so many rejects
+// are too many.
+func (m MaxRejects) Failure(rejected, rows int64) string {
+	return fmt.Sprintf("%d of %d rows were rejected; max_rejects in the import spec allows %s", rejected, rows, m)
 }
 
 // Profile says what a row tells about the person.

@@ -115,7 +115,6 @@ type plannedRow struct {
 const (
 	planSamples = 3
 	planBatch   = 5000 // people who are looked up at once
-	planReasons = 100  // told apart; the rest are counted together
 )
 
 func (a *app) plan(ctx context.Context, path, specID, specFile string, offline bool) error {
@@ -205,7 +204,7 @@ type planning struct {
 	result planned
 	conn   *clickhouse.Conn // nil: nothing is compared
 
-	rejects map[rejectKind]*rejectKind
+	rejects importfile.Tally
 	seen    map[identity.ID]uint8 // what is known of each person listed
 	pending map[string]*event.ProfilePatch
 	imports []identity.ID // that make up the segment now
@@ -248,11 +247,7 @@ func (p *planning) read(ctx context.Context, path string) error {
 		return err
 	}
 	defer source.Close()
-	info, err := os.Stat(path)
-	if err != nil {
-		return fmt.Errorf("looking at %s: %w", path, err)
-	}
-	p.rejects, p.seen, p.pending = map[rejectKind]*rejectKind{}, map[identity.ID]uint8{}, map[string]*event.ProfilePatch{}
+	p.seen, p.pending = map[identity.ID]uint8{}, map[string]*event.ProfilePatch{}
 	engine := liquid.New(liquid.Options{})
 	file, err := importfile.Open(engine, p.spec, source, importfile.Position{})
 	if err != nil {
@@ -260,7 +255,7 @@ func (p *planning) read(ctx context.Context, path string) error {
 	}
 	defer file.Close()
 	now := time.Now().UTC()
-	mapper, err := mapping.Compile(engine, p.spec, file.Header(), mapping.Import{ID: identity.Hash("plan", path), StartedAt: now, LastModified: info.ModTime().UTC()})
+	mapper, err := mapping.Compile(engine, p.spec, file.Header(), mapping.Import{ID: identity.Hash("plan", path), StartedAt: now, LastModified: source.LastModified()})
 	if err != nil {
 		p.result.Error = err.Error()
 		return nil
@@ -306,7 +301,7 @@ func (p *planning) judge(err error) error {
 
 func (p *planning) tooMany(all bool) {
 	if p.spec.MaxRejects.Exceeded(p.result.Rejected, p.result.Rows, all) {
-		p.result.Error = fmt.Sprintf("%d of %d rows were rejected; max_rejects in the import spec allows %s", p.result.Rejected, p.result.Rows, p.spec.MaxRejects)
+		p.result.Error = p.spec.MaxRejects.Failure(p.result.Rejected, p.result.Rows)
 	}
 }
 
@@ -365,20 +360,7 @@ func merge(into, later *event.ProfilePatch) {
 
 func (p *planning) reject(line int64, column, reason string) {
 	p.result.Rejected++
-	kind := rejectKind{Column: column, Reason: reason}
-	known := p.rejects[kind]
-	if known == nil && len(p.rejects) >= planReasons {
-		kind = rejectKind{Reason: "other reasons"}
-		known = p.rejects[kind]
-	}
-	if known == nil {
-		known = &rejectKind{Column: strings.Clone(column), Reason: strings.Clone(reason), FirstLine: line}
-		p.rejects[rejectKind{Column: known.Column, Reason: known.Reason}] = known
-		if kind.Reason != reason {
-			known.Column, known.Reason = "", kind.Reason
-		}
-	}
-	known.Rows++
+	p.rejects.Add(line, column, reason)
 }
 
 func (p *planning) sample(line int64, made *mapping.Records) {
@@ -509,15 +491,9 @@ func (p *planning) members(ctx context.Context, ids []string, state map[string]u
 
 // sum adds up.
 func (p *planning) sum(ctx context.Context) error {
-	for _, r := range p.rejects {
-		p.result.RejectedBy = append(p.result.RejectedBy, *r)
+	for _, k := range p.rejects.Kinds(func(a, b importfile.RejectKind) int { return int(a.FirstLine - b.FirstLine) }) {
+		p.result.RejectedBy = append(p.result.RejectedBy, rejectKind{k.Column, k.Reason, k.Rows, k.FirstLine})
 	}
-	slices.SortFunc(p.result.RejectedBy, func(a, b rejectKind) int {
-		if a.Rows != b.Rows {
-			return int(b.Rows - a.Rows)
-		}
-		return int(a.FirstLine - b.FirstLine)
-	})
 	if p.conn == nil {
 		return nil
 	}

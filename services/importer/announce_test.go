@@ -110,17 +110,41 @@ func (s *stage) imports() map[string][]string {
 	return ids
 }
 
+// newPeople is a stage with a spec for people, and all that is behind the importer.
+func newPeople(t *testing.T) *stage {
+	s := newStage(t)
+	s.downstream()
+	s.define(s.people("people"))
+	return s
+}
+
 // quick are times of the queue for tests.
 func quick(times *timing) {
 	times.visibility, times.receive, times.look = 2*time.Second, time.Second, 20*time.Millisecond
 }
 
+// listening are the settings of an importer with a queue, and with S3 at an endpoint.
+func listening(queue *sqsQueue, endpoint string) func(*Config, *timing) {
+	return func(cfg *Config, times *timing) {
+		cfg.S3.Endpoint = endpoint
+		queue.use(cfg)
+		quick(times)
+	}
+}
+
+// listeningAndListing is listening, and listing as if there were no queue.
+func listeningAndListing(queue *sqsQueue) func(*Config, *timing) {
+	return func(cfg *Config, times *timing) {
+		queue.use(cfg)
+		cfg.ListInterval = cfg.PollInterval
+		quick(times)
+	}
+}
+
 func TestWhatIsAnnouncedFiveTimesOutOfOrderIsImportedOnce(t *testing.T) {
 	t.Parallel()
 	eachSQS(t, func(t *testing.T, queue *sqsQueue) {
-		s := newStage(t)
-		s.downstream()
-		s.define(s.people("people"))
+		s := newPeople(t)
 		s3 := s.unlisted()
 		s.put("a b+ü%.csv", file(20))
 		s.put("b.csv", file(30))
@@ -130,11 +154,7 @@ func TestWhatIsAnnouncedFiveTimesOutOfOrderIsImportedOnce(t *testing.T) {
 		}
 		var all []*Service
 		for _, instance := range []string{"0", "1", "2"} {
-			svc := s.importer(instance, func(cfg *Config, times *timing) {
-				cfg.S3.Endpoint = s3.URL
-				queue.use(cfg)
-				quick(times)
-			})
+			svc := s.importer(instance, listening(queue, s3.URL))
 			s.run(svc, time.Second)
 			all = append(all, svc)
 		}
@@ -156,15 +176,9 @@ func TestWhatIsAnnouncedFiveTimesOutOfOrderIsImportedOnce(t *testing.T) {
 }
 
 func TestAnAnnouncedAndAListedObjectIsOneImport(t *testing.T) {
-	s := newStage(t)
-	s.downstream()
-	s.define(s.people("people"))
+	s := newPeople(t)
 	queue := newQueue(t, newFakeSQS(t).URL)
-	svc := s.importer("0", func(cfg *Config, times *timing) {
-		queue.use(cfg)
-		cfg.ListInterval = cfg.PollInterval
-		quick(times)
-	})
+	svc := s.importer("0", listeningAndListing(queue))
 	s.run(svc, time.Second)
 	for n := range 5 {
 		name := fmt.Sprintf("f%d.csv", n)
@@ -185,9 +199,7 @@ func TestAnAnnouncedAndAListedObjectIsOneImport(t *testing.T) {
 func TestWhatAnnouncesNothingToImportIsRemovedFromTheQueue(t *testing.T) {
 	t.Parallel()
 	eachSQS(t, func(t *testing.T, queue *sqsQueue) {
-		s := newStage(t)
-		s.downstream()
-		s.define(s.people("people"))
+		s := newPeople(t)
 		queue.send(`{"Service":"Amazon S3","Event":"s3:TestEvent","Time":"2026-11-22T02:00:00.000Z","Bucket":"hikyaku","RequestId":"5582815E1AEA5ADF","HostId":"8cLeGAmw"}`)
 		queue.send(s.announcement("gone.csv", "", 1))
 		queue.send(s.announcement("../elsewhere.csv", "", 1))
@@ -201,11 +213,7 @@ func TestWhatAnnouncesNothingToImportIsRemovedFromTheQueue(t *testing.T) {
 		})
 		require.NoError(t, err)
 		queue.send(s.announcement("copy.csv", "", 1))
-		svc := s.importer("0", func(cfg *Config, times *timing) {
-			cfg.S3.Endpoint = s.unlisted().URL
-			queue.use(cfg)
-			quick(times)
-		})
+		svc := s.importer("0", listening(queue, s.unlisted().URL))
 		s.run(svc, time.Second)
 		queue.until(0, 0)
 		require.Empty(t, s.imports())
@@ -216,19 +224,13 @@ func TestWhatAnnouncesNothingToImportIsRemovedFromTheQueue(t *testing.T) {
 // A message is in hand as long as its object is not on record, and others are
 // handled meanwhile.
 func TestAMessageIsHeldUntilItsImportIsOnRecord(t *testing.T) {
-	s := newStage(t)
-	s.downstream()
-	s.define(s.people("people"))
+	s := newPeople(t)
 	fake := newFakeSQS(t)
 	queue := newQueue(t, fake.URL)
 	s3 := s.unlisted()
 	s3.hold()
 	s.put("a.csv", file(10))
-	svc := s.importer("0", func(cfg *Config, times *timing) {
-		cfg.S3.Endpoint = s3.URL
-		queue.use(cfg)
-		quick(times)
-	})
+	svc := s.importer("0", listening(queue, s3.URL))
 	s.run(svc, time.Second)
 	queue.send(s.announcement("a.csv", "", 1))
 	<-s3.held
@@ -245,20 +247,14 @@ func TestAMessageIsHeldUntilItsImportIsOnRecord(t *testing.T) {
 }
 
 func TestAMessageWhoseHolderIsKilledComesBackAndIsImportedOnce(t *testing.T) {
-	s := newStage(t)
-	s.downstream()
-	s.define(s.people("people"))
+	s := newPeople(t)
 	fake := newFakeSQS(t)
 	queue := newQueue(t, fake.URL)
 	s3 := s.unlisted()
 	s3.hold()
 	s.put("a.csv", file(50))
 	queue.send(s.announcement("a.csv", "", 1))
-	use := func(cfg *Config, times *timing) {
-		cfg.S3.Endpoint = s3.URL
-		queue.use(cfg)
-		quick(times)
-	}
+	use := listening(queue, s3.URL)
 	killed := s.importer("0", use)
 	stop := s.run(killed, 0)
 	<-s3.held // it has the message and looks at the object
@@ -288,9 +284,7 @@ func TestAMessageIsGivenBackAtASignal(t *testing.T) {
 	s.put("a.csv", file(50))
 	queue.send(s.announcement("a.csv", "", 1))
 	svc := s.importer("0", func(cfg *Config, times *timing) {
-		cfg.S3.Endpoint = s3.URL
-		queue.use(cfg)
-		quick(times)
+		listening(queue, s3.URL)(cfg, times)
 		times.visibility = time.Hour
 	})
 	stop := s.run(svc, time.Second)
@@ -302,18 +296,14 @@ func TestAMessageIsGivenBackAtASignal(t *testing.T) {
 }
 
 func TestAPoisonMessageStaysInTheQueueAndStopsNobody(t *testing.T) {
-	s := newStage(t)
-	s.downstream()
-	s.define(s.people("people"))
+	s := newPeople(t)
 	fake := newFakeSQS(t)
 	queue := newQueue(t, fake.URL)
 	queue.send("people.csv is there")
 	s.put("a.csv", file(10))
 	queue.send(s.announcement("a.csv", "", 1))
 	svc := s.importer("0", func(cfg *Config, times *timing) {
-		cfg.S3.Endpoint = s.unlisted().URL
-		queue.use(cfg)
-		quick(times)
+		listening(queue, s.unlisted().URL)(cfg, times)
 		times.visibility = time.Second
 	})
 	s.run(svc, time.Second)
@@ -333,17 +323,11 @@ func TestAPoisonMessageStaysInTheQueueAndStopsNobody(t *testing.T) {
 }
 
 func TestSQSAwayIsSaidAndTheListingGoesOn(t *testing.T) {
-	s := newStage(t)
-	s.downstream()
-	s.define(s.people("people"))
+	s := newPeople(t)
 	fake := newFakeSQS(t)
 	queue := newQueue(t, fake.URL)
 	fake.setAway(true)
-	svc := s.importer("0", func(cfg *Config, times *timing) {
-		queue.use(cfg)
-		cfg.ListInterval = cfg.PollInterval
-		quick(times)
-	})
+	svc := s.importer("0", listeningAndListing(queue))
 	s.run(svc, time.Second)
 	notReady := func() string { return strings.Join(svc.tel.Health.NotReady(), " ") }
 	kafkatest.Eventually(t, func() bool { return strings.Contains(notReady(), "sqs") }, "SQS's absence is not said")
@@ -356,9 +340,7 @@ func TestSQSAwayIsSaidAndTheListingGoesOn(t *testing.T) {
 // In a bucket with versions each is an import of its own, though the first and the
 // third have the same bytes; and each is one, however often it is announced, and listed.
 func TestEachVersionOfAnObjectIsImportedOnce(t *testing.T) {
-	s := newStage(t)
-	s.downstream()
-	s.define(s.people("people"))
+	s := newPeople(t)
 	bucket := strings.ToLower(strings.Trim(s.prefix, "/"))
 	ctx := context.Background()
 	client := s.s3()
@@ -404,10 +386,8 @@ func TestEachVersionOfAnObjectIsImportedOnce(t *testing.T) {
 	}))
 	defer counting.Close()
 	svc := s.importer("0", func(cfg *Config, times *timing) {
-		cfg.S3.Bucket, cfg.S3.Endpoint = bucket, counting.URL
-		queue.use(cfg)
-		cfg.ListInterval = cfg.PollInterval
-		quick(times)
+		listening(queue, counting.URL)(cfg, times)
+		cfg.S3.Bucket, cfg.ListInterval = bucket, cfg.PollInterval
 	})
 	stop := s.run(svc, time.Second)
 	defer stop()
@@ -457,9 +437,7 @@ func TestEachVersionOfAnObjectIsImportedOnce(t *testing.T) {
 }
 
 func TestTheWebhookAnswersWhenWhatIsAnnouncedIsSettled(t *testing.T) {
-	s := newStage(t)
-	s.downstream()
-	s.define(s.people("people"))
+	s := newPeople(t)
 	s3 := s.unlisted()
 	serve := func(instance string, answer time.Duration) (addr string, stop func()) {
 		free, err := net.Listen("tcp", "127.0.0.1:0")

@@ -96,7 +96,7 @@ func (c AnnounceConfig) Validate() error {
 	if err != nil {
 		return config.Invalid("ANNOUNCE_LISTEN", c.Listen, "host:port")
 	}
-	if ip := net.ParseIP(host); c.Token == "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+	if c.Token == "" && !config.Loopback(host) {
 		return config.Invalid("ANNOUNCE_LISTEN", c.Listen, "an address on loopback, since ANNOUNCE_TOKEN is not set")
 	}
 	return nil

@@ -218,7 +218,7 @@ func (i *importing) tooManyRejects(at *event.Import, all bool) error {
 	if !i.spec.MaxRejects.Exceeded(at.Rejected, at.Rows, all) {
 		return nil
 	}
-	return &failure{fmt.Sprintf("%d of %d rows were rejected; max_rejects in the import spec allows %s", at.Rejected, at.Rows, i.spec.MaxRejects)}
+	return &failure{i.spec.MaxRejects.Failure(at.Rejected, at.Rows)}
 }
 
 // stopped makes of the reader's errors what run expects.

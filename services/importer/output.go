@@ -26,6 +26,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/importfile"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
@@ -183,10 +184,8 @@ type rejectLine struct {
 	Reason string `json:"reason"`
 }
 
-const (
-	firstRejects = 20
-	maxReasons   = 100 // told apart; the rest are counted together
-)
+// firstRejects of an import are in its report with their lines.
+const firstRejects = 20
 
 // writeFiles writes the reject file and the report, from what is committed: a
 // repetition writes the same.
@@ -231,7 +230,7 @@ func (i *importing) collectRejects(work context.Context, file io.Writer, sum *re
 		return fmt.Errorf("writing rejects: %w", err)
 	}
 	if i.at.Rejected > 0 {
-		counts := map[rejectLine]int64{}
+		var tally importfile.Tally
 		table := i.cluster.Table([]topic.Name{topic.ImportRejects}, func(r *kgo.Record) error {
 			if string(r.Key) != sum.ImportID {
 				return nil
@@ -243,25 +242,15 @@ func (i *importing) collectRejects(work context.Context, file io.Writer, sum *re
 			if len(sum.FirstRejects) < firstRejects {
 				sum.FirstRejects = append(sum.FirstRejects, rejectLine{reject.Line, strings.Clone(reject.Column), strings.Clone(reject.Reason)})
 			}
-			kind := rejectLine{Column: strings.Clone(reject.Column), Reason: strings.Clone(reject.Reason)}
-			if _, seen := counts[kind]; !seen && len(counts) >= maxReasons {
-				kind = rejectLine{Reason: "other reasons"}
-			}
-			counts[kind]++
+			tally.Add(reject.Line, reject.Column, reject.Reason)
 			return out.Write([]string{strconv.FormatInt(reject.Line, 10), reject.Column, reject.Reason, reject.Row})
 		}, kafka.TableFrom(i.at.StartedAt.Add(-clockMargin)))
 		if err := follow(work, table, table.CaughtUp); err != nil {
 			return fault.Transient(fmt.Errorf("reading the rejects of import %s: %w", sum.ImportID, err))
 		}
-		for kind, rows := range counts {
-			sum.RejectedBy = append(sum.RejectedBy, reasonCount{kind.Column, kind.Reason, rows})
+		for _, k := range tally.Kinds(func(a, b importfile.RejectKind) int { return strings.Compare(a.Column+a.Reason, b.Column+b.Reason) }) {
+			sum.RejectedBy = append(sum.RejectedBy, reasonCount{k.Column, k.Reason, k.Rows})
 		}
-		slices.SortFunc(sum.RejectedBy, func(a, b reasonCount) int {
-			if a.Rows != b.Rows {
-				return int(b.Rows - a.Rows)
-			}
-			return strings.Compare(a.Column+a.Reason, b.Column+b.Reason)
-		})
 	}
 	out.Flush()
 	if err := errors.Join(out.Error(), buffered.Flush()); err != nil {

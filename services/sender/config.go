@@ -49,7 +49,7 @@ func (c Config) Validate() error {
 	case smtp.TLSOff, smtp.TLSOpportunistic:
 		// Anybody between here and the server could take STARTTLS out of its
 		// announcement and read the password.
-		if ip := net.ParseIP(host); c.SMTPUsername != "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		if c.SMTPUsername != "" && !config.Loopback(host) {
 			return config.Invalid("SMTP_TLS", c.SMTPTLS, "required, because SMTP_USERNAME is set and the server is not on this machine")
 		}
 	case smtp.TLSRequired:

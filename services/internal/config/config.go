@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"reflect"
 
 	"github.com/sethvargo/go-envconfig"
@@ -56,6 +57,13 @@ func (e *Error) Error() string {
 // Invalid is what a Validate method returns. A Secret given as value stays one.
 func Invalid(variable string, value any, expected string) error {
 	return &Error{variable, fmt.Sprint(value), expected}
+}
+
+// Loopback says whether a host is this machine, as a setting names it: localhost or an
+// address on loopback.
+func Loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 type validator interface{ Validate() error }

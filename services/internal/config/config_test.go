@@ -171,3 +171,11 @@ func TestFindPicksASettingsStructOutOfAService(t *testing.T) {
 		t.Error("found what is not there")
 	}
 }
+
+func TestLoopback(t *testing.T) {
+	for host, want := range map[string]bool{"localhost": true, "127.0.0.1": true, "127.8.0.1": true, "::1": true, "": false, "0.0.0.0": false, "::": false, "10.0.0.1": false, "localhost.example": false} {
+		if got := config.Loopback(host); got != want {
+			t.Errorf("%q: %v", host, got)
+		}
+	}
+}

@@ -95,7 +95,7 @@ func (f *File) open(engine *liquid.Engine, spec *definition.ImportSpec, at Posit
 		}
 		text = buffered
 	}
-	encoding := layers.Encoding(spec.Source.EncodingOrAuto(), head)
+	encoding := layers.Encoding(spec.Source.Encoding, head)
 	f.plain = compression == "" && encoding == layers.UTF8
 	resume := f.plain && at.Header != nil
 	lines := func() *rows.Text {

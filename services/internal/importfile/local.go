@@ -4,12 +4,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 )
 
 // Local is a file on disk as a Source.
 type Local struct {
 	file *os.File
-	size int64
+	info os.FileInfo // when it was opened
 	at   int64
 }
 
@@ -27,7 +28,7 @@ func OpenLocal(path string) (*Local, error) {
 		file.Close()
 		return nil, fmt.Errorf("opening a file to import: %w", err)
 	}
-	return &Local{file: file, size: info.Size()}, nil
+	return &Local{file: file, info: info}, nil
 }
 
 // Read implements io.Reader.
@@ -50,7 +51,10 @@ func (l *Local) Go(to int64) { l.at = to }
 func (l *Local) At() int64 { return l.at }
 
 // Size is the file's, in bytes.
-func (l *Local) Size() int64 { return l.size }
+func (l *Local) Size() int64 { return l.info.Size() }
+
+// LastModified is when the file was written last.
+func (l *Local) LastModified() time.Time { return l.info.ModTime().UTC() }
 
 // Close closes the file.
 func (l *Local) Close() error { return l.file.Close() }

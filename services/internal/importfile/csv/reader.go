@@ -36,13 +36,10 @@ func NewReader(text *rows.Text, comma byte) *Reader {
 	return &Reader{Text: text, comma: comma}
 }
 
-// firstBytes of a file are looked at before its first row.
-const firstBytes = 64 << 10
-
 // Header returns the first row, the names of the columns. Errors: *rows.Invalid if
 // this is no such text or has no header; the source's.
 func (r *Reader) Header() ([]string, error) {
-	start, err := r.Peek(firstBytes)
+	start, err := r.Peek()
 	if err != nil {
 		return nil, err
 	}
@@ -105,14 +102,10 @@ func (r *Reader) split(row *rows.Row) {
 	r.finish(row, s)
 }
 
-// finish checks the text of all fields at once, and if it is bad looks for the
-// field.
 func (r *Reader) finish(row *rows.Row, text string) {
-	if r.Valid(text) {
+	if row.Malformed = r.Check(text, r.fields); row.Malformed == nil {
 		row.Fields = r.fields
-		return
 	}
-	row.Malformed = r.Invalid(slices.IndexFunc(r.fields, func(f string) bool { return !r.Valid(f) }))
 }
 
 // quoted reads a row that has a quote in its first line, which is in hand.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -14,33 +13,18 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/rows/rowstest"
 )
 
-type got struct {
-	Line   int64
-	Fields []string
-	Reason string
-	Field  int
-	Raw    string
-	At     int64 // offset after the row
+type got = rowstest.Row
+
+func row(line int64, fields []string, reason string, field int, raw string, at int64) got {
+	return got{Line: line, Fields: fields, Reason: reason, Field: field, Raw: raw, At: at}
 }
 
 func readAll(t testing.TB, source io.Reader, offset, line int64) []got {
 	t.Helper()
-	r := NewReader(rows.NewText(source, "", offset, line), ',')
-	var read []got
-	for {
-		row, err := r.Next()
-		if err == io.EOF {
-			return read
-		}
-		require.NoError(t, err)
-		g := got{Line: row.Line, Fields: slices.Clone(row.Fields), Raw: string(row.Raw), At: r.Offset()}
-		if row.Malformed != nil {
-			g.Reason, g.Field = row.Malformed.Reason, row.Malformed.Field
-		}
-		read = append(read, g)
-	}
+	return rowstest.Text(t, NewReader(rows.NewText(source, "", offset, line), ','))
 }
 
 func TestRowsWithTheirLines(t *testing.T) {
@@ -51,18 +35,18 @@ func TestRowsWithTheirLines(t *testing.T) {
 	}{
 		"nothing":                {"", nil},
 		"only a mark":            {"\xef\xbb\xbf", nil},
-		"mark, CRLF, no end":     {"\xef\xbb\xbfa,b\r\n1,2", []got{{1, []string{"a", "b"}, "", 0, "a,b", 8}, {2, []string{"1", "2"}, "", 0, "1,2", 11}}},
-		"empty lines":            {"a\n\n\r\nb\n", []got{{1, []string{"a"}, "", 0, "a", 2}, {4, []string{"b"}, "", 0, "b", 7}}},
-		"empty fields":           {",\n", []got{{1, []string{"", ""}, "", 0, ",", 2}}},
-		"quotes":                 {"\"a,\"\"b\"\"\",\"\"\r\n", []got{{1, []string{`a,"b"`, ""}, "", 0, `"a,""b""",""`, 14}}},
-		"over lines":             {"\"a\nb\r\nc\",d\ne,f\n", []got{{1, []string{"a\nb\r\nc", "d"}, "", 0, "\"a\nb\r\nc\",d", 11}, {4, []string{"e", "f"}, "", 0, "e,f", 15}}},
-		"a quote inside":         {"6\" pan,x\n", []got{{1, []string{`6" pan`, "x"}, "", 0, `6" pan,x`, 9}}},
-		"text after a quote":     {"\"a\"b,c\nd,e\n", []got{{1, nil, afterQuote.Reason, -1, `"a"b,c`, 7}, {2, []string{"d", "e"}, "", 0, "d,e", 11}}},
-		"never closed":           {"x,\"a\nd,e\n", []got{{1, nil, unclosed.Reason, -1, `x,"a`, 5}, {2, []string{"d", "e"}, "", 0, "d,e", 9}}},
-		"a quote at the end":     {"a,\"", []got{{1, nil, unclosed.Reason, -1, `a,"`, 3}}},
-		"closed at the end":      {"a,\"b\"\r", []got{{1, []string{"a", "b"}, "", 0, `a,"b"`, 6}}},
-		"bad UTF-8, which field": {"a,b\xff,c\nd,e,f\n", []got{{1, nil, "invalid UTF-8", 1, "a,b\xff,c", 7}, {2, []string{"d", "e", "f"}, "", 0, "d,e,f", 13}}},
-		"bad UTF-8 in quotes":    {"a,\"b\xff\"\n", []got{{1, nil, "invalid UTF-8", 1, "a,\"b\xff\"", 7}}},
+		"mark, CRLF, no end":     {"\xef\xbb\xbfa,b\r\n1,2", []got{row(1, []string{"a", "b"}, "", 0, "a,b", 8), row(2, []string{"1", "2"}, "", 0, "1,2", 11)}},
+		"empty lines":            {"a\n\n\r\nb\n", []got{row(1, []string{"a"}, "", 0, "a", 2), row(4, []string{"b"}, "", 0, "b", 7)}},
+		"empty fields":           {",\n", []got{row(1, []string{"", ""}, "", 0, ",", 2)}},
+		"quotes":                 {"\"a,\"\"b\"\"\",\"\"\r\n", []got{row(1, []string{`a,"b"`, ""}, "", 0, `"a,""b""",""`, 14)}},
+		"over lines":             {"\"a\nb\r\nc\",d\ne,f\n", []got{row(1, []string{"a\nb\r\nc", "d"}, "", 0, "\"a\nb\r\nc\",d", 11), row(4, []string{"e", "f"}, "", 0, "e,f", 15)}},
+		"a quote inside":         {"6\" pan,x\n", []got{row(1, []string{`6" pan`, "x"}, "", 0, `6" pan,x`, 9)}},
+		"text after a quote":     {"\"a\"b,c\nd,e\n", []got{row(1, nil, afterQuote.Reason, -1, `"a"b,c`, 7), row(2, []string{"d", "e"}, "", 0, "d,e", 11)}},
+		"never closed":           {"x,\"a\nd,e\n", []got{row(1, nil, unclosed.Reason, -1, `x,"a`, 5), row(2, []string{"d", "e"}, "", 0, "d,e", 9)}},
+		"a quote at the end":     {"a,\"", []got{row(1, nil, unclosed.Reason, -1, `a,"`, 3)}},
+		"closed at the end":      {"a,\"b\"\r", []got{row(1, []string{"a", "b"}, "", 0, `a,"b"`, 6)}},
+		"bad UTF-8, which field": {"a,b\xff,c\nd,e,f\n", []got{row(1, nil, "invalid UTF-8", 1, "a,b\xff,c", 7), row(2, []string{"d", "e", "f"}, "", 0, "d,e,f", 13)}},
+		"bad UTF-8 in quotes":    {"a,\"b\xff\"\n", []got{row(1, nil, "invalid UTF-8", 1, "a,\"b\xff\"", 7)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -120,7 +104,9 @@ func TestAFailedSourceLosesNoRow(t *testing.T) {
 				require.ErrorIs(t, err, gone)
 				break
 			}
-			read = append(read, got{Line: row.Line, Fields: slices.Clone(row.Fields), Raw: string(row.Raw), At: r.Offset()})
+			g := rowstest.Of(row)
+			g.At = r.Offset()
+			read = append(read, g)
 		}
 		rest := readAll(t, strings.NewReader(in[r.Offset():]), r.Offset(), r.Line())
 		require.Equal(t, readAll(t, strings.NewReader(in), 0, 1), append(read, rest...), "cut at %d", cut)
@@ -129,16 +115,16 @@ func TestAFailedSourceLosesNoRow(t *testing.T) {
 
 func TestPeekPassesNothing(t *testing.T) {
 	t.Parallel()
-	in := strings.Repeat("a,b\n", firstBytes)
+	in := strings.Repeat("a,b\n", 64<<10)
 	r := NewReader(rows.NewText(iotest.HalfReader(strings.NewReader(in)), "", 0, 1), ',')
-	b, err := r.Peek(firstBytes)
+	b, err := r.Peek()
 	require.NoError(t, err)
-	require.Equal(t, in[:firstBytes], string(b))
+	require.Equal(t, in[:64<<10], string(b))
 	row, err := r.Next()
 	require.NoError(t, err)
 	require.Equal(t, []string{"a", "b"}, row.Fields)
 
-	b, err = NewReader(rows.NewText(strings.NewReader("x"), "", 0, 1), ',').Peek(firstBytes)
+	b, err = NewReader(rows.NewText(strings.NewReader("x"), "", 0, 1), ',').Peek()
 	require.NoError(t, err)
 	require.Equal(t, "x", string(b))
 }

@@ -67,13 +67,10 @@ func (n *names) child(key string) *names {
 	return c
 }
 
-// firstBytes of a file are looked at before its first row.
-const firstBytes = 64 << 10
-
 // Header returns the columns that NewReader was given. Errors: *rows.Invalid if this
 // is no such text; the source's.
 func (r *Reader) Header() ([]string, error) {
-	start, err := r.Peek(firstBytes)
+	start, err := r.Peek()
 	if err != nil {
 		return nil, err
 	}
@@ -113,10 +110,10 @@ func (r *Reader) Next() (rows.Row, error) {
 // parse takes the object apart. Of a key that is there twice the last counts.
 func (r *Reader) parse(row *rows.Row) {
 	text := string(row.Raw)
-	switch {
-	case !r.Valid(text):
-		row.Malformed = r.Invalid(-1)
+	if row.Malformed = r.Check(text, nil); row.Malformed != nil {
 		return
+	}
+	switch {
 	case deep(text):
 		row.Malformed = tooDeep
 		return

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
-	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -13,32 +12,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/rows/rowstest"
 )
 
-type got struct {
-	Line   int64
-	Fields []string
-	Reason string
-	Raw    string
-	At     int64 // offset after the row
-}
+type got = rowstest.Row
 
 func readAll(t testing.TB, source io.Reader, columns []string, offset, line int64) []got {
 	t.Helper()
-	r := NewReader(rows.NewText(source, "", offset, line), columns)
-	var read []got
-	for {
-		row, err := r.Next()
-		if err == io.EOF {
-			return read
-		}
-		require.NoError(t, err)
-		g := got{Line: row.Line, Fields: slices.Clone(row.Fields), Raw: string(row.Raw), At: r.Offset()}
-		if row.Malformed != nil {
-			g.Reason = row.Malformed.Reason
-		}
-		read = append(read, g)
-	}
+	return rowstest.Text(t, NewReader(rows.NewText(source, "", offset, line), columns))
 }
 
 func TestValuesAreTextByColumn(t *testing.T) {

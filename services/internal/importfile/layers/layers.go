@@ -135,7 +135,7 @@ const UTF8 = "utf-8"
 // Auto takes a byte order mark's word and else means UTF-8.
 const Auto = "auto"
 
-// encodings by their names in import specs.
+// encodings by their names in import specs, all but utf-8.
 var encodings = map[string]encoding.Encoding{
 	"utf-16":       unicode.UTF16(unicode.LittleEndian, unicode.UseBOM), // little-endian without a mark, as Windows writes it
 	"shift_jis":    japanese.ShiftJIS,                                   // with the extensions of Windows-31J
@@ -144,11 +144,11 @@ var encodings = map[string]encoding.Encoding{
 	"windows-1252": charmap.Windows1252,
 }
 
-// Encoding tells a file's encoding from the word in the import spec and the text's
-// first bytes.
+// Encoding tells a file's encoding from the word in the import spec, of which none is
+// auto, and the text's first bytes.
 func Encoding(word string, head []byte) string {
 	switch {
-	case word != Auto:
+	case word != "" && word != Auto:
 		return word
 	case bytes.HasPrefix(head, []byte{0xff, 0xfe}), bytes.HasPrefix(head, []byte{0xfe, 0xff}):
 		return "utf-16"

@@ -23,15 +23,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/rows/rowstest"
 )
 
-type got struct {
-	Line   int64
-	Fields []string
-	Reason string
-	Field  int
-	Raw    string
-}
+type got = rowstest.Row
 
 // readAll returns all rows, and what ended them if it was not the end.
 func readAll(source io.Reader) (columns []string, read []got, err error) {
@@ -39,20 +34,8 @@ func readAll(source io.Reader) (columns []string, read []got, err error) {
 	if columns, err = r.Header(); err != nil {
 		return nil, nil, err
 	}
-	for {
-		row, err := r.Next()
-		if err == io.EOF {
-			return columns, read, nil
-		}
-		if err != nil {
-			return columns, read, err
-		}
-		g := got{Line: row.Line, Fields: slices.Clone(row.Fields), Raw: string(row.Raw)}
-		if row.Malformed != nil {
-			g.Reason, g.Field = row.Malformed.Reason, row.Malformed.Field
-		}
-		read = append(read, g)
-	}
+	read, err = rowstest.Read(r)
+	return columns, read, err
 }
 
 // written returns a file that goavro wrote, with so many rows in each block.

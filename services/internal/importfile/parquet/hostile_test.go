@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/rows/rowstest"
 )
 
 func marshal(t testing.TB, v any) []byte {
@@ -357,12 +358,11 @@ func FuzzReader(f *testing.F) {
 			for err == nil && len(all) < most {
 				var row rows.Row
 				if row, err = r.Next(); err == nil {
-					g := got{Line: row.Line, Fields: slices.Clone(row.Fields), Raw: string(row.Raw)}
 					if row.Malformed == nil {
 						require.Len(t, row.Fields, len(columns))
 						require.True(t, json.Valid(row.Raw), "%s", row.Raw)
 					}
-					all = append(all, g)
+					all = append(all, rowstest.Of(row))
 				}
 			}
 			if err != nil && err != io.EOF {

@@ -17,15 +17,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/rows/rowstest"
 )
 
-type got struct {
-	Line   int64
-	Fields []string
-	Reason string
-	Field  int
-	Raw    string
-}
+type got = rowstest.Row
 
 // readAll returns the rows behind the first skip, and what ended them if it was not
 // the end.
@@ -34,20 +29,8 @@ func readAll(source io.ReaderAt, size, skip int64) (columns []string, read []got
 	if columns, err = r.Header(); err != nil {
 		return nil, nil, err
 	}
-	for {
-		row, err := r.Next()
-		if err == io.EOF {
-			return columns, read, nil
-		}
-		if err != nil {
-			return columns, read, err
-		}
-		g := got{Line: row.Line, Fields: slices.Clone(row.Fields), Raw: string(row.Raw)}
-		if row.Malformed != nil {
-			g.Reason, g.Field = row.Malformed.Reason, row.Malformed.Field
-		}
-		read = append(read, g)
-	}
+	read, err = rowstest.Read(r)
+	return columns, read, err
 }
 
 func readBytes(b []byte, skip int64) ([]string, []got, error) {

@@ -1,7 +1,5 @@
 package rows
 
-import "unicode/utf8"
-
 // Builder makes the rows of formats that are no text: the text of one column after
 // the other is appended to Text and ended by End. It keeps no more of a row than
 // MaxBytes; what comes after is dropped, and the row is malformed.
@@ -75,19 +73,10 @@ func (b *Builder) Row(line int64) Row {
 	}
 	whole := b.appendRaw()
 	row.Raw = b.raw
-	switch {
-	case b.over || !whole:
+	if b.over || !whole {
 		row.Malformed, row.Raw = TooLong, b.raw[:min(len(b.raw), peekBytes)]
-	case utf8.ValidString(s):
+	} else if row.Malformed = checkUTF8(s, b.fields); row.Malformed == nil {
 		row.Fields = b.fields
-	default:
-		row.Malformed = &Malformed{Field: -1, Reason: "invalid UTF-8"}
-		for i, f := range b.fields {
-			if !utf8.ValidString(f) {
-				row.Malformed.Field = i
-				break
-			}
-		}
 	}
 	return row
 }

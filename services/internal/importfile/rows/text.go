@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -13,7 +14,7 @@ const (
 	maxColumns     = 10_000
 	maxHeaderBytes = 256 << 10
 
-	peekBytes   = 64 << 10  // of an overlong line are kept
+	peekBytes   = 64 << 10  // of a file are looked at before its first row, and of an overlong row are kept
 	bufferBytes = 256 << 10 // at first; it grows up to MaxBytes + 1
 )
 
@@ -57,16 +58,16 @@ func (t *Text) Data() []byte { return t.buf[t.start:t.end] }
 // it failed, nil if there is more.
 func (t *Text) Ended() error { return t.ended }
 
-// Peek returns the next n bytes, fewer only if the source ends, without passing
-// them. The error is the source's.
-func (t *Text) Peek(n int) ([]byte, error) {
-	for t.end-t.start < n && t.ended == nil {
+// Peek returns the next 64 KiB, less only if the source ends, without passing them.
+// The error is the source's.
+func (t *Text) Peek() ([]byte, error) {
+	for t.end-t.start < peekBytes && t.ended == nil {
 		t.Fill()
 	}
 	if t.ended != nil && t.ended != io.EOF {
 		return nil, t.ended
 	}
-	return t.buf[t.start:min(t.end, t.start+n)], nil
+	return t.buf[t.start:min(t.end, t.start+peekBytes)], nil
 }
 
 // FirstLine returns what is in hand and the length of its first line with its end;
@@ -168,21 +169,27 @@ func WithoutEnd(line []byte) []byte {
 	return bytes.TrimSuffix(bytes.TrimSuffix(line, []byte{'\n'}), []byte{'\r'})
 }
 
-// Valid says whether text is what its encoding allows.
-func (t *Text) Valid(text string) bool {
-	if t.encoding != "" {
-		return !strings.ContainsRune(text, utf8.RuneError)
+// Check says why the text of a row is not what its encoding allows; nil if it is.
+// fields are those that the text is of, nil for the whole row.
+func (t *Text) Check(text string, fields []string) *Malformed {
+	if t.encoding == "" {
+		return checkUTF8(text, fields)
 	}
-	return utf8.ValidString(text)
+	valid := func(s string) bool { return !strings.ContainsRune(s, utf8.RuneError) }
+	return check(text, fields, valid, t.encoding)
 }
 
-// Invalid is why a row is malformed that is not Valid; field from 0, -1 for the
-// whole row.
-func (t *Text) Invalid(field int) *Malformed {
-	if t.encoding != "" {
-		return &Malformed{field, "invalid " + t.encoding}
+func checkUTF8(text string, fields []string) *Malformed {
+	return check(text, fields, utf8.ValidString, "UTF-8")
+}
+
+// check looks at the text of all fields at once, and if it is bad looks for the field.
+func check(text string, fields []string, valid func(string) bool, encoding string) *Malformed {
+	if valid(text) {
+		return nil
 	}
-	return &Malformed{field, "invalid UTF-8"}
+	bad := slices.IndexFunc(fields, func(f string) bool { return !valid(f) })
+	return &Malformed{bad, "invalid " + encoding}
 }
 
 // CheckHeader refuses more names than are kept: *Invalid.
