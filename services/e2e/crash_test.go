@@ -92,6 +92,7 @@ func situations() map[crash.Point][]situation {
 		crash.ImporterRejects:   {importing(death{points: []crash.Point{crash.ImporterRejects}})},
 		crash.ImporterReported: {importing(death{points: []crash.Point{crash.ImporterReported}}).called("done"),
 			{name: "failed", do: failingImport}},
+		crash.ImporterUndone: {undoing(crash.ImporterUndone), undoing(crash.ImporterCommitted).called("sending what takes back")},
 
 		crash.DefinitionsOpened:    {applying(crash.DefinitionsOpened), importing(death{points: []crash.Point{crash.DefinitionsOpened}}).called("segment")},
 		crash.DefinitionsProduced:  {applying(crash.DefinitionsProduced), importing(death{points: []crash.Point{crash.DefinitionsProduced}}).called("segment")},
@@ -391,6 +392,60 @@ func (l *lane) requireImported(list int, importID, rejects string) {
 	var segment struct{ Body struct{ Imports []string } }
 	l.hikyaku(&segment, "get", "segment", "listed")
 	require.Equal(l.t, []string{importID}, segment.Body.Imports)
+}
+
+// undoing is an importer that dies while it takes an import back.
+func undoing(p crash.Point) situation {
+	return situation{do: func(l *lane, rng *rand.Rand) {
+		victim := l.children[topic.Importer]
+		list := l.next()
+		var rows [][]string
+		for i := range listRows {
+			id := fmt.Sprintf("l%d-%03d", list, i)
+			rows = append(rows, []string{id, l.address(id, ""), strconv.Itoa(i)})
+		}
+		name := fmt.Sprintf("%d.csv", list)
+		dir := filepath.Join(l.folder, "imports", l.prefixOf("list"))
+		require.NoError(l.t, os.MkdirAll(dir, 0o755))
+		require.NoError(l.t, os.WriteFile(filepath.Join(dir, name), []byte(asCSV([]string{"id", "email", "score"}, rows)), 0o644))
+		var report struct {
+			ImportID string `json:"import_id"`
+		}
+		l.eventually("the import is done", func() bool {
+			text, err := os.ReadFile(filepath.Join(dir, name+".report.json"))
+			return err == nil && json.Unmarshal(text, &report) == nil && l.importState(report.ImportID) == "done"
+		})
+		victim.stop()
+		order := at(p, 1)
+		if p != crash.ImporterUndone {
+			order = at(p, 1+rng.IntN(3))
+		}
+		victim.launch(order)
+		var undo struct {
+			ImportID string `json:"import_id"`
+		}
+		l.hikyaku(&undo, "import", "undo", report.ImportID, "--yes", "--detach")
+		victim.wait()
+		victim.requireDiedAt(order)
+		victim.launch("")
+		l.eventually("the import is undone", func() bool { return l.importState(undo.ImportID) == "done" })
+		require.Equal(l.t, "undone", l.importState(report.ImportID))
+		prefix := fmt.Sprintf("l%d-", list)
+		times := map[string]int{}
+		l.records(topic.ProfileUpdates, func(r *kgo.Record) {
+			if strings.HasPrefix(string(r.Key), prefix) {
+				times[string(r.Key)]++
+			}
+		})
+		require.Len(l.t, times, listRows)
+		for key, n := range times {
+			require.Equal(l.t, 2, n, "the patches of %s: one that set, one that takes back", key)
+		}
+		require.Zero(l.t, l.count("SELECT count() FROM profiles WHERE startsWith(user_id, ?)", prefix))
+		var segment struct{ Body struct{ Imports []string } }
+		l.hikyaku(&segment, "get", "segment", "listed")
+		require.NotContains(l.t, segment.Body.Imports, report.ImportID)
+	}}
 }
 
 // failingImport is an importer that dies when it has reported why an import failed.

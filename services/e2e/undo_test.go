@@ -1,0 +1,128 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/hikyaku/hikyaku/schemas/topic"
+)
+
+const membersYAML = `---
+kind: ImportSpec
+id: members
+source: {prefix: imports/members/, format: csv}
+user_id: {column: id}
+profile:
+  addresses: {email: {column: email}}
+  consents: {email: {column: consent}}
+  attributes: {plan: {column: plan}, points: {column: points, type: int}}
+  locale: {column: locale}
+segment: {id: members, attributes: {coupon: {column: coupon}}}
+event: {name: renewed, id: "{{ id }}-{{ day }}", occurred_at: {column: day, layout: "2006-01-02", zone: UTC}}
+---
+kind: Audience
+id: members
+filter: {segment: members}
+`
+
+// memberList is a file of members from..to; what they have depends on the edition.
+func memberList(edition, from, to int) string {
+	var b strings.Builder
+	b.WriteString("id,email,consent,plan,points,locale,coupon,day\n")
+	for i := from; i < to; i++ {
+		consent := ""
+		if (i+edition)%7 == 0 {
+			consent = "unsubscribed"
+		}
+		fmt.Fprintf(&b, "m%04d,m%04d.%d@example.test,%s,%s,%d,%s,C%d-%d,2026-10-%02d\n",
+			i, i, edition, consent, []string{"gold", "silver"}[(i+edition)%2], i*edition, []string{"en", "ja"}[edition%2], edition, i, 10+edition)
+	}
+	return b.String()
+}
+
+// everything is what is known of people: profiles without their revision, events,
+// and who is in the segment.
+func (b *bench) everything() string {
+	b.t.Helper()
+	var all []any
+	for _, query := range []string{
+		"SELECT * EXCEPT (revision, ingested_at, kafka_topic, kafka_partition, kafka_offset) FROM profiles ORDER BY user_id",
+		"SELECT * EXCEPT (source, received_at, ingested_at, kafka_topic, kafka_partition, kafka_offset) FROM events ORDER BY user_id, event_id",
+	} {
+		all = append(all, b.rows(query))
+	}
+	var members any
+	b.hikyaku(&members, "audience", "list", "members", "--limit", "10000")
+	text, err := json.MarshalIndent(append(all, members), "", " ")
+	require.NoError(b.t, err)
+	return string(text)
+}
+
+// imported uploads a file, waits until its import has ended and returns its id.
+func (b *bench) importedAs(name, text string) string {
+	b.t.Helper()
+	b.upload("members", name, text)
+	return b.importEnds("imports/members/"+name, "done")
+}
+
+func (b *bench) importEnds(named, state string) string {
+	b.t.Helper()
+	var i struct {
+		ImportID string `json:"import_id"`
+		State    string
+	}
+	b.hikyaku(&i, "imports", "show", named, "--follow")
+	require.Equal(b.t, state, i.State)
+	return i.ImportID
+}
+
+// An undone import leaves what was there before it, in whatever order imports are undone;
+// imported again it makes the same as the first time.
+func TestAnUndoneImportLeavesWhatWasBefore(t *testing.T) {
+	b := newBench(t)
+	b.define(membersYAML)
+	b.up(topic.Importer, topic.Resolver, topic.Collector)
+	undo := func(id string) {
+		var u struct{ State, Undoes string }
+		b.hikyaku(&u, "import", "undo", id, "--yes")
+		require.Equal(t, "done", u.State)
+		require.Equal(t, id, u.Undoes)
+		require.Equal(t, "undone", b.stateOf(id))
+	}
+	nothing := b.everything()
+	first := b.importedAs("a.csv", memberList(1, 0, 300))
+	afterFirst := b.everything()
+	require.NotEqual(t, nothing, afterFirst)
+	second := b.importedAs("b.csv", memberList(2, 150, 450))
+	afterBoth := b.everything()
+	require.NotEqual(t, afterFirst, afterBoth)
+
+	undo(second)
+	require.Equal(t, afterFirst, b.everything(), "as after the first")
+
+	var again struct {
+		ImportID string `json:"import_id"`
+		State    string
+		Again    int
+	}
+	b.hikyaku(&again, "import", "again", second, "--yes")
+	require.Equal(t, "done", again.State)
+	require.Equal(t, 1, again.Again)
+	require.Equal(t, strings.ReplaceAll(afterBoth, second, again.ImportID), b.everything(), "as after both")
+
+	// The other way round.
+	undo(first)
+	undo(again.ImportID)
+	require.Equal(t, nothing, b.everything(), "as if nothing had been imported")
+}
+
+func (b *bench) stateOf(importID string) string {
+	b.t.Helper()
+	var i struct{ State string }
+	b.hikyaku(&i, "imports", "show", importID)
+	return i.State
+}
