@@ -21,24 +21,8 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
+	"github.com/hikyaku/hikyaku/services/internal/importfile"
 )
-
-// The states of an import, in this order; failed may follow any but done.
-const (
-	importAnnounced = "announced"
-	importReading   = "reading"
-	importPublished = "published"
-	importLoaded    = "loaded"
-	importDone      = "done"
-	importFailed    = "failed"
-	importUndone    = "undone"
-)
-
-var importStates = []string{importAnnounced, importReading, importPublished, importLoaded, importDone, importFailed, importUndone}
-
-func importEnded(state string) bool {
-	return state == importDone || state == importFailed || state == importUndone
-}
 
 // importFilter selects imports of the list.
 type importFilter struct {
@@ -65,8 +49,8 @@ terminal it tells changes of state, and with --json it prints a line for each si
 		switch {
 		case limit < 0:
 			return usage("--limit is a number of imports")
-		case filter.state != "" && !slices.Contains(importStates, filter.state):
-			return usage("--state is one of %s", strings.Join(importStates, ", "))
+		case filter.state != "" && !slices.Contains(importfile.States(), filter.state):
+			return usage("--state is one of %s", strings.Join(importfile.States(), ", "))
 		case follow && filter.state != "":
 			return usage("--follow follows imports from state to state: leave out --state")
 		case follow:
@@ -82,7 +66,7 @@ terminal it tells changes of state, and with --json it prints a line for each si
 	for _, c := range []*cobra.Command{root, listing} {
 		c.Flags().IntVar(&limit, "limit", 20, "list so many of those that have ended")
 		c.Flags().BoolVar(&all, "all", false, "list all that have ended")
-		c.Flags().StringVar(&filter.state, "state", "", "only those in this state: "+strings.Join(importStates, ", "))
+		c.Flags().StringVar(&filter.state, "state", "", "only those in this state: "+strings.Join(importfile.States(), ", "))
 		c.Flags().StringVar(&filter.spec, "spec", "", "only those of this import spec")
 		c.Flags().BoolVarP(&follow, "follow", "f", false, "follow those that have not ended, until they have")
 	}
@@ -165,7 +149,7 @@ func (p *importPicture) at(now time.Time) shownImport {
 		ProfileUpdates: p.ProfileUpdates, SegmentMembers: p.SegmentMembers, Events: p.Events, Segment: p.SegmentID, Undoes: p.Undoes, Again: p.Again,
 		AnnouncedAt: p.AnnouncedAt, StartedAt: p.StartedAt, UpdatedAt: p.UpdatedAt,
 	}
-	if importEnded(p.State) {
+	if importfile.Ended(p.State) {
 		took := p.UpdatedAt.Sub(p.StartedAt).Seconds()
 		s.Seconds = took
 		if took > 0 {
@@ -179,7 +163,7 @@ func (p *importPicture) at(now time.Time) shownImport {
 		s.silent = silent
 		return s // it is not known to be read at all
 	}
-	if p.State != importReading {
+	if p.State != importfile.StateReading {
 		return s
 	}
 	// Of older signs that were compacted away the start still tells.
@@ -305,7 +289,7 @@ func (a *app) importList(ctx context.Context, filter *importFilter, limit int) e
 			continue
 		}
 		total++
-		if importEnded(i.State) && limit >= 0 {
+		if importfile.Ended(i.State) && limit >= 0 {
 			if room == 0 {
 				continue
 			}
@@ -369,7 +353,7 @@ func (i *shownImport) rate() string {
 
 func (i *shownImport) time() string {
 	switch {
-	case importEnded(i.State):
+	case importfile.Ended(i.State):
 		return "took " + roughly(i.Seconds)
 	case i.silent > 0:
 		return "no sign for " + roughly(i.silent.Seconds())
@@ -412,7 +396,7 @@ func (a *app) importsFollowed(ctx context.Context, filter *importFilter) error {
 func failedImports(list []shownImport) error {
 	var failed []string
 	for _, i := range list {
-		if i.State == importFailed {
+		if i.State == importfile.StateFailed {
 			failed = append(failed, fmt.Sprintf("import %s of %s has failed: %s", shortID(i.ImportID), printable(i.Key), printable(i.Error)))
 		}
 	}
@@ -433,11 +417,11 @@ func followImports(ctx context.Context, t *importTable, filter *importFilter, sh
 		var list []shownImport
 		open := false
 		for _, i := range t.list() {
-			if !filter.matches(&i) || importEnded(i.State) && !followed[i.ImportID] {
+			if !filter.matches(&i) || importfile.Ended(i.State) && !followed[i.ImportID] {
 				continue
 			}
 			followed[i.ImportID] = true
-			open = open || !importEnded(i.State)
+			open = open || !importfile.Ended(i.State)
 			list = append(list, i)
 		}
 		if err := show(list); err != nil {
@@ -512,9 +496,9 @@ func (b *importBars) show(list []shownImport) error {
 		bar.SetTotal(max(i.SizeBytes, 1), false)
 		bar.SetCurrent(min(i.OffsetBytes, i.SizeBytes))
 		switch i.State {
-		case importDone:
+		case importfile.StateDone, importfile.StateUndone:
 			bar.SetTotal(-1, true)
-		case importFailed:
+		case importfile.StateFailed:
 			bar.Abort(false) // it stays as far as it came
 		}
 	}
@@ -603,7 +587,7 @@ func (a *app) importShown(ctx context.Context, arg string, follow bool) error {
 			return err
 		}
 		w.shownImport = *found
-		if !follow || importEnded(w.State) {
+		if !follow || importfile.Ended(w.State) {
 			return nil
 		}
 		show, done := a.importViewer(false) // the answer is one value, at the end
@@ -616,7 +600,7 @@ func (a *app) importShown(ctx context.Context, arg string, follow bool) error {
 	}); err != nil {
 		return err
 	}
-	if w.Segment != "" && w.State == importDone {
+	if w.Segment != "" && w.State == importfile.StateDone {
 		store, err := a.definitions(ctx)
 		if err != nil {
 			return err
@@ -650,13 +634,13 @@ func (w *wholeImport) next() []string {
 	switch {
 	case w.silent > 0:
 		out = append(out, "Its importer has given no sign for "+roughly(w.silent.Seconds())+": hikyaku status says whether one runs. Another takes the import over and goes on at the next row.")
-	case w.State == importAnnounced || w.State == importReading:
+	case w.State == importfile.StateAnnounced || w.State == importfile.StateReading:
 		out = append(out, "hikyaku imports show "+shortID(w.ImportID)+" --follow follows it.")
-	case w.State == importPublished:
+	case w.State == importfile.StatePublished:
 		out = append(out, "All its rows are in Kafka. It waits until the audience-resolver and the event-collector have loaded them; hikyaku status says what they have still to read.")
-	case w.State == importLoaded:
+	case w.State == importfile.StateLoaded:
 		out = append(out, "All its rows are loaded. What remains is to point its segment at it, if it has one, and to write the report.")
-	case w.State == importFailed && w.Undoes == "":
+	case w.State == importfile.StateFailed && w.Undoes == "":
 		if made := w.ProfileUpdates + w.SegmentMembers + w.Events; made > 0 {
 			out = append(out, fmt.Sprintf("What was imported of it before, %s records, stays; hikyaku import undo %s takes it back.", thousands(made), shortID(w.ImportID)))
 		}
@@ -666,11 +650,11 @@ func (w *wholeImport) next() []string {
 		out = append(out, "If the import spec is wrong, mend it and hikyaku apply it: the object is imported again by itself. If the file is wrong, upload a mended one: that is another import.")
 	}
 	switch {
-	case w.State == importUndone:
+	case w.State == importfile.StateUndone:
 		out = append(out, "What it changed is as it was before. hikyaku import again "+shortID(w.ImportID)+" imports the object once more.")
-	case w.Undoes != "" && w.State == importDone:
+	case w.Undoes != "" && w.State == importfile.StateDone:
 		return append(out, "What import "+w.Undoes[:12]+" changed is as it was before, but for what was changed again since.")
-	case w.Undoes != "" && importEnded(w.State):
+	case w.Undoes != "" && importfile.Ended(w.State):
 		return append(out, "What it had not taken back by then stays as it is.")
 	case w.Undoes != "":
 		return out
@@ -678,10 +662,10 @@ func (w *wholeImport) next() []string {
 	if w.Rejected > 0 {
 		out = append(out, "hikyaku topic read "+string(topic.ImportRejects)+" --key "+w.ImportID.String()+" prints the rejected rows with line, column and reason, for 30 days.")
 	}
-	if importEnded(w.State) {
+	if importfile.Ended(w.State) {
 		out = append(out, "The rejects file and the report lie beside the object, unless it was replaced or removed, or the importer has no right to write there.")
 	}
-	if w.State == importDone && w.Rejected > 0 {
+	if w.State == importfile.StateDone && w.Rejected > 0 {
 		if w.Segment != "" {
 			out = append(out, "To import them, mend the whole file and upload it: one with only these rows would become the whole segment.")
 		} else {
@@ -720,8 +704,8 @@ func (a *app) printImport(w *wholeImport) {
 		rows = append(rows, []string{"rows/s", w.rate()})
 	}
 	rows = append(rows, []string{"started", moment(w.StartedAt)}, []string{"last sign", moment(w.UpdatedAt)}, []string{"time", w.time()})
-	if importEnded(w.State) && w.Undoes == "" {
-		rows = append(rows, []string{"rejects", w.Key + ".rejects.csv"}, []string{"report", w.Key + ".report.json"})
+	if importfile.Ended(w.State) && w.Undoes == "" {
+		rows = append(rows, []string{"rejects", w.Key + importfile.RejectsSuffix}, []string{"report", w.Key + importfile.ReportSuffix})
 	}
 	a.table([]string{"IMPORT", w.ImportID.String()}, rows)
 	if len(w.Next) > 0 {

@@ -15,6 +15,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
+	"github.com/hikyaku/hikyaku/services/internal/importfile"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
 )
 
@@ -112,29 +113,29 @@ func TestRateAndTimeLeftAreOfTheLastHalfMinuteOfReading(t *testing.T) {
 		seconds    float64
 		time       string
 	}{
-		"just begun": {[]sign{{0, importAnnounced, 0, 0}, {500 * time.Millisecond, importReading, 100, 1000}}, time.Second, nil, nil, 1, "for 1s"},
+		"just begun": {[]sign{{0, importfile.StateAnnounced, 0, 0}, {500 * time.Millisecond, importfile.StateReading, 100, 1000}}, time.Second, nil, nil, 1, "for 1s"},
 		"the only record that was not compacted away": {
-			[]sign{{10 * time.Second, importReading, 1000, 20_000}}, 12 * time.Second, number(100), number(38), 12, "38s left"},
+			[]sign{{10 * time.Second, importfile.StateReading, 1000, 20_000}}, 12 * time.Second, number(100), number(38), 12, "38s left"},
 		"slower than it was": {
-			[]sign{{10 * time.Second, importReading, 90_000, 50_000}, {100 * time.Second, importReading, 100_000, 60_000}, {120 * time.Second, importReading, 100_200, 70_000}},
+			[]sign{{10 * time.Second, importfile.StateReading, 90_000, 50_000}, {100 * time.Second, importfile.StateReading, 100_000, 60_000}, {120 * time.Second, importfile.StateReading, 100_200, 70_000}},
 			120 * time.Second, number(10), number(60), 120, "1m0s left"},
 		"gone on after a pause, by its new owner": {
-			[]sign{{5 * time.Second, importReading, 1000, 40_000}, {time.Hour, importReading, 1000, 40_000}, {time.Hour + 10*time.Second, importReading, 2000, 70_000}},
+			[]sign{{5 * time.Second, importfile.StateReading, 1000, 40_000}, {time.Hour, importfile.StateReading, 1000, 40_000}, {time.Hour + 10*time.Second, importfile.StateReading, 2000, 70_000}},
 			time.Hour + 10*time.Second, number(100), number(10), 3610, "10s left"},
 		"nothing comes from S3": {
-			[]sign{{5 * time.Second, importReading, 1000, 40_000}, {40 * time.Second, importReading, 1000, 40_000}, {50 * time.Second, importReading, 1000, 40_000}},
+			[]sign{{5 * time.Second, importfile.StateReading, 1000, 40_000}, {40 * time.Second, importfile.StateReading, 1000, 40_000}, {50 * time.Second, importfile.StateReading, 1000, 40_000}},
 			50 * time.Second, number(0), nil, 50, "for 50s"},
 		"all is read of a compressed file, but not unpacked": {
-			[]sign{{5 * time.Second, importReading, 1000, 90_000}, {15 * time.Second, importReading, 1500, 100_000}}, 15 * time.Second, number(50), nil, 15, "for 15s"},
+			[]sign{{5 * time.Second, importfile.StateReading, 1000, 90_000}, {15 * time.Second, importfile.StateReading, 1500, 100_000}}, 15 * time.Second, number(50), nil, 15, "for 15s"},
 		"later than it seemed": {
-			[]sign{{10 * time.Second, importReading, 1000, 90_000}}, 30 * time.Second, number(100), nil, 30, "for 30s"},
+			[]sign{{10 * time.Second, importfile.StateReading, 1000, 90_000}}, 30 * time.Second, number(100), nil, 30, "for 30s"},
 		"its owner is gone": {
-			[]sign{{10 * time.Second, importReading, 1000, 20_000}}, 100 * time.Second, nil, nil, 100, "no sign for 1m30s"},
+			[]sign{{10 * time.Second, importfile.StateReading, 1000, 20_000}}, 100 * time.Second, nil, nil, 100, "no sign for 1m30s"},
 		"waits to be loaded": {
-			[]sign{{10 * time.Second, importReading, 1000, 20_000}, {20 * time.Second, importPublished, 2000, 100_000}}, 25 * time.Second, nil, nil, 25, "for 25s"},
+			[]sign{{10 * time.Second, importfile.StateReading, 1000, 20_000}, {20 * time.Second, importfile.StatePublished, 2000, 100_000}}, 25 * time.Second, nil, nil, 25, "for 25s"},
 		"done": {
-			[]sign{{10 * time.Second, importReading, 1000, 20_000}, {20 * time.Second, importDone, 2000, 100_000}}, time.Hour, number(100), nil, 20, "took 20s"},
-		"failed before anything": {[]sign{{0, importFailed, 0, 0}}, time.Hour, nil, nil, 0, "took 0s"},
+			[]sign{{10 * time.Second, importfile.StateReading, 1000, 20_000}, {20 * time.Second, importfile.StateDone, 2000, 100_000}}, time.Hour, number(100), nil, 20, "took 20s"},
+		"failed before anything": {[]sign{{0, importfile.StateFailed, 0, 0}}, time.Hour, nil, nil, 0, "took 0s"},
 	} {
 		p := &importPicture{}
 		for _, s := range c.signs {

@@ -64,16 +64,16 @@ func (a *app) undo(ctx context.Context, arg string, q *asking) error {
 		switch {
 		case of.Undoes != "":
 			return nil, usage("%s is itself an undo; hikyaku import again imports the object once more", short)
-		case of.State == importUndone:
+		case of.State == importfile.StateUndone:
 			return nil, usage("import %s of %s is undone already", short, of.Key)
-		case !importEnded(of.State):
+		case !importfile.Ended(of.State):
 			return nil, usage("import %s of %s has not ended: it is %s. hikyaku imports show %s --follow waits for its end", short, of.Key, of.State, short)
 		case time.Since(of.StartedAt) > importfile.Undoable():
 			return nil, usage("import %s of %s began more than %d days ago: whom it changed is not known any more", short, of.Key, int(importfile.Undoable().Hours()/24))
 		}
 		e := t.last(of.ImportID)
 		e.ImportID, e.Undoes, e.Again = identity.Undo(of.ImportID), of.ImportID.String(), 0
-		if known := t.last(e.ImportID); known != nil && known.State != importFailed {
+		if known := t.last(e.ImportID); known != nil && known.State != importfile.StateFailed {
 			return nil, usage("the undo of import %s is %s: hikyaku imports show %s", short, known.State, shortID(e.ImportID))
 		}
 		return e, nil
@@ -86,7 +86,7 @@ func (a *app) again(ctx context.Context, arg string, q *asking) error {
 		return err
 	}
 	return a.ask(ctx, arg, q, func(t *importTable, of *shownImport) (*event.Import, error) {
-		if !importEnded(of.State) {
+		if !importfile.Ended(of.State) {
 			return nil, usage("import %s of %s has not ended: it is %s", shortID(of.ImportID), of.Key, of.State)
 		}
 		head, ok := store.Head(definition.KindImportSpec, of.Spec)
@@ -140,11 +140,11 @@ func (a *app) ask(ctx context.Context, arg string, q *asking, make func(*importT
 			if err := t.caughtUp(ctx); err != nil {
 				return nil, fault.Transient(err)
 			}
-			if known := t.last(e.ImportID); known != nil && known.State != importFailed {
+			if known := t.last(e.ImportID); known != nil && known.State != importfile.StateFailed {
 				return nil, nil
 			}
 			now := now()
-			e.AnnouncedAt, e.StartedAt, e.UpdatedAt, e.State, e.Error = now, now, now, importAnnounced, ""
+			e.AnnouncedAt, e.StartedAt, e.UpdatedAt, e.State, e.Error = now, now, now, importfile.StateAnnounced, ""
 			e.OffsetBytes, e.Line, e.Rows, e.Rejected, e.ProfileUpdates, e.SegmentMembers, e.Events, e.Header, e.Published = 0, 1, 0, 0, 0, 0, 0, nil, nil
 			r, err := c.Record(topic.Imports, e.ImportID.String(), e)
 			return []*kgo.Record{r}, err

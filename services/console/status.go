@@ -18,6 +18,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/importfile"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
 )
@@ -247,7 +248,7 @@ func (a *app) lookIntoKafka(ctx context.Context, c *kafka.Cluster, o *overview) 
 		return fmt.Errorf("reading runs and imports: %w", err)
 	}
 	for _, e := range imports {
-		if !importEnded(e.State) {
+		if !importfile.Ended(e.State) {
 			o.Imports = append(o.Imports, importStatus{e.ImportID.String(), e.SpecID, e.Key, e.State, e.Rows, e.UpdatedAt})
 		}
 	}

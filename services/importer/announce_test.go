@@ -27,6 +27,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/importer/internal/announce"
 	"github.com/hikyaku/hikyaku/services/internal/config"
+	"github.com/hikyaku/hikyaku/services/internal/importfile"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
 )
 
@@ -158,8 +159,8 @@ func TestWhatIsAnnouncedFiveTimesOutOfOrderIsImportedOnce(t *testing.T) {
 			s.run(svc, time.Second)
 			all = append(all, svc)
 		}
-		s.until(all[0], "a b+ü%.csv", stateDone)
-		s.until(all[1], "b.csv", stateDone)
+		s.until(all[0], "a b+ü%.csv", importfile.StateDone)
+		s.until(all[1], "b.csv", importfile.StateDone)
 		queue.until(0, 0)
 		ids := s.imports()
 		require.Len(t, ids, 2)
@@ -186,7 +187,7 @@ func TestAnAnnouncedAndAListedObjectIsOneImport(t *testing.T) {
 		queue.send(s.announcement(name, "", n))
 	}
 	for n := range 5 {
-		s.until(svc, fmt.Sprintf("f%d.csv", n), stateDone)
+		s.until(svc, fmt.Sprintf("f%d.csv", n), importfile.StateDone)
 	}
 	queue.until(0, 0)
 	for name, ids := range s.imports() {
@@ -205,8 +206,8 @@ func TestWhatAnnouncesNothingToImportIsRemovedFromTheQueue(t *testing.T) {
 		queue.send(s.announcement("../elsewhere.csv", "", 1))
 		queue.send(strings.Replace(s.announcement("a.csv", "", 1), embedded.DefaultBucket, "other", 1))
 		queue.send(strings.Replace(s.announcement("a.csv", "", 1), "ObjectCreated:Put", "ObjectRemoved:Delete", 1))
-		s.put("a.csv"+rejectsSuffix, file(10))
-		queue.send(s.announcement("a.csv"+rejectsSuffix, "", 1))
+		s.put("a.csv"+importfile.RejectsSuffix, file(10))
+		queue.send(s.announcement("a.csv"+importfile.RejectsSuffix, "", 1))
 		_, err := s.s3().PutObject(context.Background(), &s3.PutObjectInput{
 			Bucket: aws.String(embedded.DefaultBucket), Key: aws.String(s.prefix + "copy.csv"), Body: strings.NewReader(file(10)),
 			Metadata: map[string]string{metaImport: "0123"},
@@ -241,7 +242,7 @@ func TestAMessageIsHeldUntilItsImportIsOnRecord(t *testing.T) {
 	}
 	require.Empty(t, s.imports())
 	s3.letGo()
-	s.until(svc, "a.csv", stateDone)
+	s.until(svc, "a.csv", importfile.StateDone)
 	queue.until(0, 0)
 	require.Len(t, s.imports()["a.csv"], 1)
 }
@@ -267,7 +268,7 @@ func TestAMessageWhoseHolderIsKilledComesBackAndIsImportedOnce(t *testing.T) {
 	s3.letGo()
 	heir := s.importer("1", use)
 	s.run(heir, time.Second)
-	s.until(heir, "a.csv", stateDone)
+	s.until(heir, "a.csv", importfile.StateDone)
 	queue.until(0, 0)
 	require.Len(t, s.imports()["a.csv"], 1)
 	s.requireOnce("a.csv", 50)
@@ -307,7 +308,7 @@ func TestAPoisonMessageStaysInTheQueueAndStopsNobody(t *testing.T) {
 		times.visibility = time.Second
 	})
 	s.run(svc, time.Second)
-	s.until(svc, "a.csv", stateDone)
+	s.until(svc, "a.csv", importfile.StateDone)
 	// The pauses grow, so that it is not read in a hot loop where nobody takes it away.
 	kafkatest.Eventually(t, func() bool { return len(fake.receives()) == 1 && fake.receives()[0] >= 3 }, "the message does not come back")
 	kafkatest.Eventually(t, func() bool {
@@ -332,7 +333,7 @@ func TestSQSAwayIsSaidAndTheListingGoesOn(t *testing.T) {
 	notReady := func() string { return strings.Join(svc.tel.Health.NotReady(), " ") }
 	kafkatest.Eventually(t, func() bool { return strings.Contains(notReady(), "sqs") }, "SQS's absence is not said")
 	s.put("a.csv", file(10))
-	s.until(svc, "a.csv", stateDone)
+	s.until(svc, "a.csv", importfile.StateDone)
 	fake.setAway(false)
 	kafkatest.Eventually(t, func() bool { return notReady() == "" }, "SQS's return is not said")
 }
@@ -397,7 +398,7 @@ func TestEachVersionOfAnObjectIsImportedOnce(t *testing.T) {
 		svc.progress.mu.RLock()
 		defer svc.progress.mu.RUnlock()
 		for _, e := range svc.progress.byID {
-			if e.State == stateDone {
+			if e.State == importfile.StateDone {
 				done[e.VersionID] = e.Import
 			}
 		}
@@ -420,7 +421,7 @@ func TestEachVersionOfAnObjectIsImportedOnce(t *testing.T) {
 	kafkatest.Eventually(t, func() bool { return heads.Load() > asked }, "the version is not looked at")
 	for _, name := range []string{"y.csv", "z.csv"} {
 		put(name, file(10), nil)
-		s.until(svc, name, stateDone)
+		s.until(svc, name, importfile.StateDone)
 	}
 	require.LessOrEqual(t, heads.Load(), asked+2)
 	require.Len(t, s.imports()["a.csv"], 3)

@@ -22,6 +22,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/importfile"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
 )
 
@@ -151,7 +152,7 @@ func TestAnImportThatIsKilledGoesOnWhereItWasAndRepeatsNothing(t *testing.T) {
 						if before < 0 {
 							before = e.Rows
 						}
-						done = e.State == stateDone
+						done = e.State == importfile.StateDone
 						return done || e.Rows > before+int64(life%4)*200
 					}
 					return false
@@ -202,13 +203,13 @@ func TestAHostileFileFailsAlone(t *testing.T) {
 		"bomb.csv.gz": "max_decompressed_bytes", "half.csv.gz": "the gzip data are cut off after", "columns.csv": "at most 10000", "names.csv": "names of the columns",
 		"header.csv": "longer than 1 MiB", "mac.csv": "carriage returns alone",
 	} {
-		imp := s.until(svc, name, stateFailed)
+		imp := s.until(svc, name, importfile.StateFailed)
 		require.Contains(t, imp.Error, reason, name)
 		require.Equal(t, imp.Error, s.report(name).Error)
 	}
-	s.until(svc, "a b+ü%20\n.csv", stateDone)
+	s.until(svc, "a b+ü%20\n.csv", importfile.StateDone)
 	s.requireOnce("a b+ü%20\n.csv", 10)
-	require.EqualValues(t, 1, s.until(svc, "sjis.csv", stateDone).Rejected)
+	require.EqualValues(t, 1, s.until(svc, "sjis.csv", importfile.StateDone).Rejected)
 	require.Equal(t, "invalid UTF-8", s.report("sjis.csv").FirstRejects[0].Reason)
 }
 
@@ -228,13 +229,13 @@ func TestTooManyRejectsFailAnImport(t *testing.T) {
 			svc := s.importer("0", nil)
 			s.run(svc, time.Second)
 			if want == "" {
-				s.until(svc, "a.csv", stateDone)
+				s.until(svc, "a.csv", importfile.StateDone)
 				return
 			}
-			imp := s.until(svc, "a.csv", stateFailed)
+			imp := s.until(svc, "a.csv", importfile.StateFailed)
 			require.Equal(t, want, imp.Error)
 			require.Empty(t, s.segment())
-			rejects, err := csv.NewReader(strings.NewReader(s.read("a.csv" + rejectsSuffix))).ReadAll()
+			rejects, err := csv.NewReader(strings.NewReader(s.read("a.csv" + importfile.RejectsSuffix))).ReadAll()
 			require.NoError(t, err)
 			require.Equal(t, imp.Rejected, int64(len(rejects)-1))
 			require.Equal(t, strconv.FormatInt(imp.Rows, 10), strings.Fields(want)[2])
@@ -258,7 +259,7 @@ func TestAnOwnerWhoWaitsForTheObjectIsNotTakenForGone(t *testing.T) {
 	seen := len(s.kafka.All(t, topic.Imports))
 	kafkatest.Eventually(t, func() bool { return len(s.kafka.All(t, topic.Imports)) > seen+60 }, "no signs of life") // for longer than a takeover takes
 	proxy.open()
-	s.until(first, "a.csv", stateDone)
+	s.until(first, "a.csv", importfile.StateDone)
 	s.requireOnce("a.csv", 5000)
 	for _, svc := range []*Service{first, second} {
 		require.Zero(t, testutil.ToFloat64(svc.metrics.lettings.WithLabelValues("fenced")))
@@ -276,13 +277,15 @@ func TestASmallFileIsDoneBesideLargeOnes(t *testing.T) {
 	}
 	svc := s.importer("0", func(cfg *Config, _ *timing) { cfg.S3.Endpoint = proxy.URL })
 	s.run(svc, time.Second)
-	kafkatest.Eventually(t, func() bool { return testutil.ToFloat64(svc.metrics.imports.WithLabelValues(stateReading)) == 2 }, "the large files do not take all places")
+	kafkatest.Eventually(t, func() bool {
+		return testutil.ToFloat64(svc.metrics.imports.WithLabelValues(importfile.StateReading)) == 2
+	}, "the large files do not take all places")
 	s.put("small.csv", file(100))
-	s.until(svc, "small.csv", stateDone)
+	s.until(svc, "small.csv", importfile.StateDone)
 	s.requireOnce("small.csv", 100)
-	require.EqualValues(t, 2, testutil.ToFloat64(svc.metrics.imports.WithLabelValues(stateReading)))
+	require.EqualValues(t, 2, testutil.ToFloat64(svc.metrics.imports.WithLabelValues(importfile.StateReading)))
 	proxy.open()
 	for n := range 3 {
-		s.until(svc, fmt.Sprintf("large%d.csv", n), stateDone)
+		s.until(svc, fmt.Sprintf("large%d.csv", n), importfile.StateDone)
 	}
 }

@@ -45,26 +45,26 @@ func (i *importing) run(ctx, work context.Context, readingDone func()) error {
 	for {
 		var err error
 		switch i.at.State {
-		case stateAnnounced, stateReading:
+		case importfile.StateAnnounced, importfile.StateReading:
 			if i.at.Undoes == "" {
 				err = i.read(ctx, work)
 			} else {
 				err = i.undo(ctx, work)
 			}
 			readingDone()
-		case statePublished:
+		case importfile.StatePublished:
 			if err = i.awaitLoaded(ctx, work, i.at.Published); err == nil {
 				crash.At(crash.ImporterArrived)
-				err = i.move(work, stateLoaded)
+				err = i.move(work, importfile.StateLoaded)
 			}
-		case stateLoaded:
+		case importfile.StateLoaded:
 			if i.at.Undoes == "" {
 				err = i.finish(work)
 			} else {
 				err = i.finishUndo(ctx, work)
 			}
 			if err == nil {
-				err = i.move(work, stateDone)
+				err = i.move(work, importfile.StateDone)
 			}
 		default:
 			return nil
@@ -77,7 +77,7 @@ func (i *importing) run(ctx, work context.Context, readingDone func()) error {
 			return err
 		}
 		i.log.Info("import moved on", "state", i.at.State, "rows", i.at.Rows, "rejected", i.at.Rejected)
-		if ctx.Err() != nil && !ended(i.at.State) {
+		if ctx.Err() != nil && !importfile.Ended(i.at.State) {
 			return errStopped
 		}
 	}
@@ -142,7 +142,7 @@ func (i *importing) produce(ctx context.Context, at event.Import, batches chan<-
 	if at.Header == nil {
 		at.Header = f.Header()
 	}
-	at.State = stateReading
+	at.State = importfile.StateReading
 	moved := func() {
 		p := f.Position()
 		at.Line = p.Line
@@ -183,7 +183,7 @@ func (i *importing) produce(ctx context.Context, at event.Import, batches chan<-
 			moved()
 			tooMany := i.tooManyRejects(&at, true)
 			if tooMany == nil {
-				at.State = statePublished
+				at.State = importfile.StatePublished
 			}
 			send()
 			return tooMany
@@ -367,7 +367,7 @@ func (i *importing) finish(work context.Context) error {
 		return err
 	}
 	crash.At(crash.ImporterPointed)
-	return i.writeFiles(work, stateDone, "", superseded)
+	return i.writeFiles(work, importfile.StateDone, "", superseded)
 }
 
 // fail ends the import. What it has committed stays; a segment does not point
@@ -377,12 +377,12 @@ func (i *importing) fail(work context.Context, f *failure) error {
 	// Beside an object that is no longer there, nothing of it is written: the
 	// place belongs to the one that replaced it. An undo has no rows of its own.
 	if i.at.Undoes == "" && f.reason != errChanged.Error() && f.reason != errGone.Error() {
-		if err := i.writeFiles(work, stateFailed, f.reason, false); err != nil {
+		if err := i.writeFiles(work, importfile.StateFailed, f.reason, false); err != nil {
 			return err
 		}
 	}
 	b := &batch{after: i.at}
-	b.after.State, b.after.Error = stateFailed, f.reason
+	b.after.State, b.after.Error = importfile.StateFailed, f.reason
 	if err := i.commit(work, b); err != nil {
 		return err
 	}

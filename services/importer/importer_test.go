@@ -35,6 +35,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/config"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
+	"github.com/hikyaku/hikyaku/services/internal/importfile"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
 	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
@@ -240,7 +241,7 @@ func (s *stage) read(name string) string {
 func (s *stage) report(name string) report {
 	s.t.Helper()
 	var r report
-	require.NoError(s.t, json.Unmarshal([]byte(s.read(name+reportSuffix)), &r))
+	require.NoError(s.t, json.Unmarshal([]byte(s.read(name+importfile.ReportSuffix)), &r))
 	return r
 }
 
@@ -379,18 +380,18 @@ func TestAFileIsImportedToTheEnd(t *testing.T) {
 	s.put("a.csv", file(100))
 	svc := s.importer("0", nil)
 	s.run(svc, time.Second)
-	imp := s.until(svc, "a.csv", stateDone)
+	imp := s.until(svc, "a.csv", importfile.StateDone)
 	s.requireOnce("a.csv", 100)
 	require.Equal(t, []identity.ID{imp.ImportID}, s.segment())
 
 	r := s.report("a.csv")
-	require.Equal(t, stateDone, r.State)
+	require.Equal(t, importfile.StateDone, r.State)
 	require.EqualValues(t, 100, r.Rows)
 	require.EqualValues(t, 10, r.Rejected)
 	require.Equal(t, []reasonCount{{"at", "not a time written as 2006-01-02", 10}}, r.RejectedBy)
 	require.Len(t, r.FirstRejects, 10)
 	require.False(t, r.Superseded)
-	rows, err := csv.NewReader(strings.NewReader(s.read("a.csv" + rejectsSuffix))).ReadAll()
+	rows, err := csv.NewReader(strings.NewReader(s.read("a.csv" + importfile.RejectsSuffix))).ReadAll()
 	require.NoError(t, err)
 	require.Len(t, rows, 11)
 	require.Equal(t, []string{"line", "column", "reason", "row"}, rows[0])
@@ -399,14 +400,14 @@ func TestAFileIsImportedToTheEnd(t *testing.T) {
 	require.EqualValues(t, 100, testutil.ToFloat64(svc.metrics.rows))
 	require.EqualValues(t, 10, testutil.ToFloat64(svc.metrics.rejects))
 	require.EqualValues(t, len(file(100)), testutil.ToFloat64(svc.metrics.bytes))
-	require.EqualValues(t, 1, testutil.ToFloat64(svc.metrics.imports.WithLabelValues(stateDone)))
+	require.EqualValues(t, 1, testutil.ToFloat64(svc.metrics.imports.WithLabelValues(importfile.StateDone)))
 
 	// What it wrote beside the object lies under the prefix, and is no import;
 	// nor is a copy that somebody put back.
-	s.put("a2.csv"+rejectsSuffix, file(3))
-	s.put("a2.csv"+reportSuffix, "{}")
+	s.put("a2.csv"+importfile.RejectsSuffix, file(3))
+	s.put("a2.csv"+importfile.ReportSuffix, "{}")
 	s.put("b.csv", file(10))
-	s.until(svc, "b.csv", stateDone)
+	s.until(svc, "b.csv", importfile.StateDone)
 	require.Len(t, s.latest(), 2)
 }
 
@@ -418,7 +419,7 @@ func TestAnImportIsLoadedWhenResolverAndSinkHavePassedIt(t *testing.T) {
 	s.put("a.csv", file(100))
 	svc := s.importer("0", func(_ *Config, times *timing) { times.heartbeat = time.Millisecond })
 	s.run(svc, time.Second)
-	imp := s.until(svc, "a.csv", statePublished)
+	imp := s.until(svc, "a.csv", importfile.StatePublished)
 	ends := map[string]map[int32]int64{}
 	for _, name := range []topic.Name{topic.ProfileUpdates, topic.SegmentMembers, topic.Events, topic.ImportRejects} {
 		ends[string(name)] = map[int32]int64{}
@@ -439,7 +440,7 @@ func TestAnImportIsLoadedWhenResolverAndSinkHavePassedIt(t *testing.T) {
 	sign := s.latest()["a.csv"].UpdatedAt
 	s.pass(ctx, topic.GroupSink) // not enough: the resolver has not
 	kafkatest.Eventually(t, func() bool { return s.latest()["a.csv"].UpdatedAt.After(sign) }, "no sign of life")
-	require.Equal(t, statePublished, s.latest()["a.csv"].State)
+	require.Equal(t, importfile.StatePublished, s.latest()["a.csv"].State)
 
 	// What the resolver makes of it, the sink must pass too.
 	profile, err := s.cluster.Record(topic.Profiles, "u1", &event.Profile{UserID: "u1"})
@@ -448,11 +449,11 @@ func TestAnImportIsLoadedWhenResolverAndSinkHavePassedIt(t *testing.T) {
 	s.pass(ctx, topic.GroupPersonLoop)
 	sign = s.latest()["a.csv"].UpdatedAt
 	kafkatest.Eventually(t, func() bool { return s.latest()["a.csv"].UpdatedAt.After(sign) }, "no sign of life")
-	require.Equal(t, statePublished, s.latest()["a.csv"].State)
+	require.Equal(t, importfile.StatePublished, s.latest()["a.csv"].State)
 	require.Empty(t, s.segment())
 
 	s.pass(ctx, topic.GroupSink)
-	imp = s.until(svc, "a.csv", stateDone)
+	imp = s.until(svc, "a.csv", importfile.StateDone)
 	require.Equal(t, []identity.ID{imp.ImportID}, s.segment())
 }
 
@@ -475,8 +476,8 @@ func TestARejectSaysLineColumnAndReason(t *testing.T) {
 		"u11,x,2025-01-02") // 14
 	svc := s.importer("0", nil)
 	s.run(svc, time.Second)
-	imp := s.until(svc, "a.csv", stateDone)
-	rows, err := csv.NewReader(strings.NewReader(s.read("a.csv" + rejectsSuffix))).ReadAll()
+	imp := s.until(svc, "a.csv", importfile.StateDone)
+	rows, err := csv.NewReader(strings.NewReader(s.read("a.csv" + importfile.RejectsSuffix))).ReadAll()
 	require.NoError(t, err)
 	var got []string
 	for _, r := range rows[1:] {
@@ -527,21 +528,21 @@ func TestAFileThatIsNotCSVFailsWithOneClearError(t *testing.T) {
 		"semi.csv":   `the header lacks the column "id" that the spec names; the header lacks the column "city" that the spec names; the header lacks the column "at" that the spec names`,
 		"quote.csv":  "the header, line 1: text follows a closing quote",
 	} {
-		imp := s.until(svc, name, stateFailed)
+		imp := s.until(svc, name, importfile.StateFailed)
 		require.Equal(t, reason, imp.Error)
 		require.Equal(t, reason, s.report(name).Error)
-		require.Equal(t, stateFailed, s.report(name).State)
+		require.Equal(t, importfile.StateFailed, s.report(name).State)
 	}
 	require.Empty(t, s.kafka.All(t, topic.ProfileUpdates))
 	require.Empty(t, s.segment())
 
 	// Under a mended spec what failed is imported again, and only that.
 	s.put("good.csv", file(10))
-	s.until(svc, "good.csv", stateDone)
+	s.until(svc, "good.csv", importfile.StateDone)
 	spec := s.people("people")
 	spec.Profile = nil
 	s.define(spec)
-	s.until(svc, "header.csv", stateDone)
+	s.until(svc, "header.csv", importfile.StateDone)
 	good := 0
 	for _, r := range s.kafka.All(t, topic.Imports) {
 		var i event.Import
@@ -568,7 +569,7 @@ func TestASignalLosesNothing(t *testing.T) {
 	require.EqualValues(t, testutil.ToFloat64(svc.metrics.rows), committed.Rows)
 	svc = s.importer("0", nil)
 	s.run(svc, time.Second)
-	s.until(svc, "a.csv", stateDone)
+	s.until(svc, "a.csv", importfile.StateDone)
 	s.requireOnce("a.csv", rows)
 }
 
@@ -591,7 +592,7 @@ func TestThreeImportersImportEachObjectOnce(t *testing.T) {
 		s.put(fmt.Sprintf("f%d.csv", n), file(500+n))
 	}
 	for n := range 6 {
-		s.until(all[n%3], fmt.Sprintf("f%d.csv", n), stateDone)
+		s.until(all[n%3], fmt.Sprintf("f%d.csv", n), importfile.StateDone)
 	}
 	for n := range 6 {
 		s.requireOnce(fmt.Sprintf("f%d.csv", n), 500+n)
@@ -664,7 +665,7 @@ func TestABrokenBodyIsReadOnWhereItBroke(t *testing.T) {
 	proxy := newSlow(t, 33333, false, true)
 	svc := s.importer("0", func(cfg *Config, _ *timing) { cfg.S3.Endpoint = proxy.URL })
 	s.run(svc, time.Second)
-	s.until(svc, "a.csv", stateDone)
+	s.until(svc, "a.csv", importfile.StateDone)
 	s.requireOnce("a.csv", rows)
 	require.Greater(t, proxy.bodies.Load(), int32(3))
 }
@@ -684,7 +685,7 @@ func TestAFencedImporterLetsGo(t *testing.T) {
 	kafkatest.Eventually(t, func() bool { return testutil.ToFloat64(first.metrics.rows) > 0 }, "no rows")
 	second := s.importer("1", func(_ *Config, times *timing) { times.takeover = 300 * time.Millisecond })
 	s.run(second, time.Second)
-	s.until(second, "a.csv", stateDone)
+	s.until(second, "a.csv", importfile.StateDone)
 	proxy.open()
 	kafkatest.Eventually(t, func() bool {
 		return testutil.ToFloat64(first.metrics.lettings.WithLabelValues("fenced")) == 1
@@ -716,7 +717,7 @@ func TestAnImportWhoseTransactionWasGivenUpGoesOnAtOnce(t *testing.T) {
 	require.NoError(t, err)
 	raise.Close()
 	proxy.open()
-	s.until(svc, "a.csv", stateDone)
+	s.until(svc, "a.csv", importfile.StateDone)
 	require.EqualValues(t, 1, testutil.ToFloat64(svc.metrics.lettings.WithLabelValues("fenced")))
 	s.requireOnce("a.csv", rows)
 }
@@ -738,9 +739,9 @@ func TestAnObjectThatChangesWhileItIsReadFails(t *testing.T) {
 			kafkatest.Eventually(t, func() bool { return testutil.ToFloat64(svc.metrics.rows) > 0 }, "no rows")
 			write("a.csv", file(700))
 			proxy.open()
-			imp := s.until(svc, "a.csv", stateFailed)
+			imp := s.until(svc, "a.csv", importfile.StateFailed)
 			require.Equal(t, errChanged.Error(), imp.Error)
-			done := s.until(svc, "a.csv", stateDone)
+			done := s.until(svc, "a.csv", importfile.StateDone)
 			require.EqualValues(t, 700, done.Rows)
 			require.Equal(t, []identity.ID{done.ImportID}, s.segment())
 			require.Equal(t, done.ImportID.String(), s.report("a.csv").ImportID)
@@ -809,11 +810,11 @@ func TestALaterFileMakesUpTheSegmentWhicheverIsReadLast(t *testing.T) {
 	require.NoError(t, os.Chtimes(filepath.Join(gateway.Folder(), s.prefix, "old.csv"), at, at))
 	svc := s.importer("0", nil)
 	s.run(svc, time.Second)
-	s.until(svc, "old.csv", statePublished)
-	s.until(svc, "new.csv", statePublished)
+	s.until(svc, "old.csv", importfile.StatePublished)
+	s.until(svc, "new.csv", importfile.StatePublished)
 	s.downstream()
-	s.until(svc, "old.csv", stateDone)
-	later := s.until(svc, "new.csv", stateDone)
+	s.until(svc, "old.csv", importfile.StateDone)
+	later := s.until(svc, "new.csv", importfile.StateDone)
 	require.Equal(t, []identity.ID{later.ImportID}, s.segment())
 
 	// One that was announced earlier and comes later is superseded.
@@ -822,13 +823,13 @@ func TestALaterFileMakesUpTheSegmentWhicheverIsReadLast(t *testing.T) {
 	require.NoError(t, os.Chtimes(filepath.Join(gateway.Folder(), s.prefix, "late.csv"), at, at))
 	kafkatest.Eventually(t, func() bool {
 		imp, ok := s.latest()["late.csv"]
-		return ok && ended(imp.State)
+		return ok && importfile.Ended(imp.State)
 	}, "late.csv has not ended")
 	require.Equal(t, []identity.ID{later.ImportID}, s.segment())
 	require.True(t, s.report("late.csv").Superseded)
 
 	s.put("newest.csv", file(5))
-	newest := s.until(svc, "newest.csv", stateDone)
+	newest := s.until(svc, "newest.csv", importfile.StateDone)
 	require.Equal(t, []identity.ID{newest.ImportID}, s.segment())
 }
 
@@ -857,7 +858,7 @@ func TestS3AwayIsSaidAndWaitedFor(t *testing.T) {
 		return slices.ContainsFunc(svc.tel.Health.NotReady(), func(c string) bool { return strings.Contains(c, "s3") })
 	}, "S3's absence is not said")
 	away.Store(false)
-	s.until(svc, "a.csv", stateDone)
+	s.until(svc, "a.csv", importfile.StateDone)
 	kafkatest.Eventually(t, func() bool { return len(svc.tel.Health.NotReady()) == 0 }, "S3's return is not said")
 }
 
@@ -883,7 +884,7 @@ func TestTheRetailSample(t *testing.T) {
 	svc := s.importer("0", func(cfg *Config, _ *timing) { cfg.TransactionBytes = 8 << 20 })
 	began := time.Now()
 	s.run(svc, time.Second)
-	imp := s.until(svc, "orders.csv", stateDone)
+	imp := s.until(svc, "orders.csv", importfile.StateDone)
 	t.Logf("%.1f s", time.Since(began).Seconds())
 	require.EqualValues(t, 30000, imp.Rows)
 	require.EqualValues(t, 2000, imp.Rejected)
@@ -894,7 +895,7 @@ func TestTheRetailSample(t *testing.T) {
 	}
 	require.Len(t, people, 3569)
 	lines := bytes.Split(body, []byte("\n"))
-	rows, err := csv.NewReader(strings.NewReader(s.read("orders.csv" + rejectsSuffix))).ReadAll()
+	rows, err := csv.NewReader(strings.NewReader(s.read("orders.csv" + importfile.RejectsSuffix))).ReadAll()
 	require.NoError(t, err)
 	require.Len(t, rows, 2001)
 	for _, r := range rows[1:] {

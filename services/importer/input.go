@@ -18,16 +18,12 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/importfile"
 )
 
-// What we write beside an object, and therefore never import.
-const (
-	rejectsSuffix = ".rejects.csv"
-	reportSuffix  = ".report.json"
-	// metaImport is the user metadata on what we write: the import's id. It
-	// tells our files also under other names.
-	metaImport = "hikyaku-import"
-)
+// metaImport is the user metadata on what we write: the import's id. It tells our files
+// also under other names.
+const metaImport = "hikyaku-import"
 
 // object is one object as a listing shows it.
 type object struct {
@@ -84,7 +80,7 @@ func listedKey(shown *string, encoding types.EncodingType) string {
 // importable says whether a key can be that of a file to import: not one of ours,
 // and nothing that consoles make to show an empty folder.
 func importable(key string) bool {
-	return !strings.HasSuffix(key, rejectsSuffix) && !strings.HasSuffix(key, reportSuffix) && !strings.HasSuffix(key, "/")
+	return !strings.HasSuffix(key, importfile.RejectsSuffix) && !strings.HasSuffix(key, importfile.ReportSuffix) && !strings.HasSuffix(key, "/")
 }
 
 // head asks for what a listing does not tell: the version, and whether the

@@ -1,6 +1,10 @@
 package importer
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/hikyaku/hikyaku/services/internal/importfile"
+)
 
 type metrics struct {
 	rows      prometheus.Counter
@@ -25,7 +29,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		announced: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "importer_announcements_total", Help: "Messages from a queue or by HTTP that say that objects have appeared: settled; given back because they could not be now; or refused, as they are none."}, []string{"source", "result"}),
 	}
 	reg.MustRegister(m.rows, m.rejects, m.bytes, m.records, m.committed, m.imports, m.lettings, m.announced)
-	for _, s := range states {
+	for _, s := range importfile.States() {
 		m.imports.WithLabelValues(s) // shown from the start, as 0
 	}
 	return m

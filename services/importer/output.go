@@ -211,9 +211,9 @@ func (i *importing) writeFiles(work context.Context, state, reason string, super
 	if err != nil {
 		return fmt.Errorf("writing the report: %w", err)
 	}
-	rejects := i.put(work, i.at.Key+rejectsSuffix, "text/csv; charset=utf-8", file)
+	rejects := i.put(work, i.at.Key+importfile.RejectsSuffix, "text/csv; charset=utf-8", file)
 	crash.At(crash.ImporterRejects)
-	err = errors.Join(rejects, i.put(work, i.at.Key+reportSuffix, "application/json", strings.NewReader(string(text)+"\n")))
+	err = errors.Join(rejects, i.put(work, i.at.Key+importfile.ReportSuffix, "application/json", strings.NewReader(string(text)+"\n")))
 	crash.At(crash.ImporterReported)
 	return err
 }

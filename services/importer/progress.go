@@ -15,25 +15,9 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/importfile"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
-
-// The states of an import, in this order; failed may follow any but done.
-const (
-	stateAnnounced = "announced" // seen; nothing written yet
-	stateReading   = "reading"   // rows up to offset_bytes are committed
-	statePublished = "published" // all rows are committed
-	stateLoaded    = "loaded"    // resolver and sink have passed them
-	stateDone      = "done"      // the segment points at it, the report is written
-	stateFailed    = "failed"
-	stateUndone    = "undone" // it had ended, and another import has taken it back
-)
-
-var states = []string{stateAnnounced, stateReading, statePublished, stateLoaded, stateDone, stateFailed, stateUndone}
-
-func ended(state string) bool {
-	return state == stateDone || state == stateFailed || state == stateUndone
-}
 
 // headerOwner names the member that wrote a progress record, so that an
 // instance that was killed knows its own imports again and need not wait until
@@ -108,7 +92,7 @@ func newProgress(c *kafka.Cluster, m *metrics, log *slog.Logger) *progress {
 				e.owner = string(h.Value)
 			}
 		}
-		if ended(e.State) {
+		if importfile.Ended(e.State) {
 			e.Header, e.Published = nil, nil // nobody reads on from here
 		}
 		p.apply(e, m)
@@ -161,7 +145,7 @@ func (p *progress) wanted(o object, specID string, specVersion int64) bool {
 		ids = p.byVersion[versionOf(o, specID)]
 	}
 	for _, id := range ids {
-		if e := p.byID[id]; e.State != stateFailed || e.SpecVersion >= specVersion {
+		if e := p.byID[id]; e.State != importfile.StateFailed || e.SpecVersion >= specVersion {
 			return false
 		}
 	}
@@ -186,7 +170,7 @@ func (p *progress) unfinished() []*entry {
 	defer p.mu.RUnlock()
 	var out []*entry
 	for _, e := range p.byID {
-		if !ended(e.State) {
+		if !importfile.Ended(e.State) {
 			out = append(out, e)
 		}
 	}

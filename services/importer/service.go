@@ -399,7 +399,7 @@ func (s *Service) take(ctx, work context.Context, j job) error {
 		}
 		if j.begun != nil {
 			e := s.progress.get(j.begun.ImportID)
-			if ended(e.State) || e.owner != s.cluster.Member() && time.Since(e.UpdatedAt) <= s.timing.takeover {
+			if importfile.Ended(e.State) || e.owner != s.cluster.Member() && time.Since(e.UpdatedAt) <= s.timing.takeover {
 				return nil
 			}
 			j.begun = e
@@ -421,11 +421,11 @@ func (s *Service) take(ctx, work context.Context, j job) error {
 			return nil
 		}
 	}
-	state := stateAnnounced
+	state := importfile.StateAnnounced
 	if j.begun != nil {
 		state = j.begun.State
 	}
-	if state == stateAnnounced || state == stateReading {
+	if state == importfile.StateAnnounced || state == importfile.StateReading {
 		// Before the import is owned: an owner who waits for a place looks
 		// like one that is gone.
 		places := s.reading
@@ -522,7 +522,7 @@ func (s *Service) own(ctx, work context.Context, j job, readingDone func()) erro
 		if spec.Segment != nil {
 			i.at.SegmentID = spec.Segment.ID // and its mode
 		}
-		if err := i.move(work, stateAnnounced); err != nil {
+		if err := i.move(work, importfile.StateAnnounced); err != nil {
 			return err
 		}
 	}

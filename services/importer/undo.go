@@ -34,7 +34,7 @@ func (i *importing) undo(ctx, work context.Context) error {
 		return stopped(ctx, err)
 	}
 	b := &batch{after: i.at}
-	b.after.State = statePublished
+	b.after.State = importfile.StatePublished
 	return i.commit(work, b)
 }
 
@@ -58,9 +58,9 @@ func (i *importing) undone(work context.Context) (*event.Import, error) {
 	switch {
 	case of == nil:
 		return nil, &failure{fmt.Sprintf("there is no import %s", id)}
-	case !ended(of.State):
+	case !importfile.Ended(of.State):
 		return nil, &failure{fmt.Sprintf("import %s has not ended", id)}
-	case of.State != stateUndone && time.Since(of.StartedAt) > importfile.Undoable():
+	case of.State != importfile.StateUndone && time.Since(of.StartedAt) > importfile.Undoable():
 		return nil, &failure{fmt.Sprintf("import %s began more than %d days ago: whom it changed is not known any more", id, int(importfile.Undoable().Hours()/24))}
 	}
 	return of, nil
@@ -78,7 +78,7 @@ func (i *importing) takeBack(ctx, work context.Context, of *event.Import) error 
 	by := "import:" + of.ImportID.String()
 	committed, found := i.at.Rows, int64(0)
 	at := i.at
-	at.State = stateReading
+	at.State = importfile.StateReading
 	b := &batch{}
 	send := func() error {
 		b.after = at
@@ -137,8 +137,8 @@ func (i *importing) finishUndo(ctx, work context.Context) error {
 	if err != nil {
 		return err
 	}
-	if of.State != stateUndone {
-		of.State, of.UpdatedAt = stateUndone, micros(time.Now())
+	if of.State != importfile.StateUndone {
+		of.State, of.UpdatedAt = importfile.StateUndone, micros(time.Now())
 		r, err := i.record(of)
 		if err != nil {
 			return err
