@@ -173,6 +173,11 @@ func Remember(p *event.Profile, h *event.PersonState, patch *event.ProfilePatch,
 		h.Imports, h.Replaced = imports, before
 		return false
 	}
+	// What changed only the layers beneath is a change of the profile, too: undos
+	// count on updated_at being the latest of those that are kept.
+	if patch.SetAt.After(p.UpdatedAt) {
+		p.UpdatedAt, c.Changed = patch.SetAt, true
+	}
 	if !undoable {
 		settle(p, patch.SetAt)
 		c.Changed = true
