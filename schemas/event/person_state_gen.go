@@ -7,10 +7,13 @@ import "github.com/hikyaku/hikyaku/schemas/identity"
 
 // PersonState is the resolver's changelog for one person and kind (key user_id/kind).
 type PersonState struct {
-	UserID      string         `json:"user_id"`
-	Kind        string         `json:"kind"` // memberships or messages
-	Memberships []Membership   `json:"memberships"`
-	Messages    []MessageState `json:"messages"`
+	UserID      string           `json:"user_id"`
+	Kind        string           `json:"kind"` // memberships, messages or replaced
+	Memberships []Membership     `json:"memberships"`
+	Messages    []MessageState   `json:"messages"`
+	Imports     []ImportOfPerson `json:"imports"`   // of replaced: in order of arrival
+	Replaced    []Replaced       `json:"replaced"`  // of replaced: of one field the older before the newer, the oldest before all imports
+	Forgotten   *time.Time       `json:"forgotten"` // of replaced: imports with this set_at and before can no longer be undone
 }
 
 func (m *PersonState) appendAvro(b []byte) []byte {
@@ -30,6 +33,26 @@ func (m *PersonState) appendAvro(b []byte) []byte {
 		}
 	}
 	b = append(b, 0)
+	if n := len(m.Imports); n > 0 {
+		b = appendLong(b, int64(n))
+		for i := range m.Imports {
+			b = m.Imports[i].appendAvro(b)
+		}
+	}
+	b = append(b, 0)
+	if n := len(m.Replaced); n > 0 {
+		b = appendLong(b, int64(n))
+		for i := range m.Replaced {
+			b = m.Replaced[i].appendAvro(b)
+		}
+	}
+	b = append(b, 0)
+	if m.Forgotten == nil {
+		b = append(b, 0)
+	} else {
+		b = append(b, 2)
+		b = appendTime(b, (*m.Forgotten))
+	}
 	return b
 }
 
@@ -50,6 +73,25 @@ func (m *PersonState) readAvro(r *reader) {
 			items[i].readAvro(r)
 		}
 	}
+	m.Imports = nil
+	for n := r.block(2); n > 0; n = r.block(2) {
+		items := extend(&m.Imports, n)
+		for i := range items {
+			items[i].readAvro(r)
+		}
+	}
+	m.Replaced = nil
+	for n := r.block(4); n > 0; n = r.block(4) {
+		items := extend(&m.Replaced, n)
+		for i := range items {
+			items[i].readAvro(r)
+		}
+	}
+	m.Forgotten = nil
+	if r.some() {
+		m.Forgotten = new(time.Time)
+		*m.Forgotten = r.time()
+	}
 }
 
 // SchemaName implements Record.
@@ -69,7 +111,7 @@ func (m *PersonState) DecodeAvro(b []byte) error {
 }
 
 // schemaOfPersonState is person_state.v1.avsc.
-const schemaOfPersonState = `{"type":"record","name":"PersonState","namespace":"hikyaku","doc":"the resolver's changelog for one person and kind (key user_id/kind)","fields":[{"name":"user_id","type":"string"},{"name":"kind","type":"string","doc":"memberships or messages"},{"name":"memberships","type":{"type":"array","items":{"type":"record","name":"Membership","doc":"one person's place in one import of a segment","fields":[{"name":"segment_id","type":"string"},{"name":"import_id","type":{"type":"fixed","name":"Id128","size":16,"doc":"128-bit identity: the first 16 bytes of SHA-256 over length-prefixed fields; 32 hex digits in text"}},{"name":"attributes","type":{"type":"array","items":{"type":"record","name":"NamedValue","doc":"one attribute or property; arrays of these are sorted by name","fields":[{"name":"name","type":"string"},{"name":"value","type":["null","boolean","long","double","string",{"type":"record","name":"Instant","doc":"a point in time as an attribute value","fields":[{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}}]},{"type":"record","name":"Json","doc":"an array or object as canonical JSON text","fields":[{"name":"text","type":"string"}]}]}]}}}]}}},{"name":"messages","type":{"type":"array","items":{"type":"record","name":"MessageState","doc":"a message already admitted or excluded, and what became of it","fields":[{"name":"message_id","type":"Id128","doc":"hash of namespace, campaign_id, occurrence, user_id and step"},{"name":"run_id","type":"Id128"},{"name":"campaign_id","type":"string"},{"name":"class","type":"string","doc":"excluded, waiting, rejected, accepted, failed, uncertain, expired, cancelled, parked"},{"name":"attempt","type":"int","doc":"latest attempt with an outcome"},{"name":"ending","type":"string","doc":"outcome that decides for that attempt"},{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"when it was admitted"},{"name":"kind","type":"string","doc":"class of message for caps; empty until there are caps","default":""}]}}}]}`
+const schemaOfPersonState = `{"type":"record","name":"PersonState","namespace":"hikyaku","doc":"the resolver's changelog for one person and kind (key user_id/kind)","fields":[{"name":"user_id","type":"string"},{"name":"kind","type":"string","doc":"memberships, messages or replaced"},{"name":"memberships","type":{"type":"array","items":{"type":"record","name":"Membership","doc":"one person's place in one import of a segment","fields":[{"name":"segment_id","type":"string"},{"name":"import_id","type":{"type":"fixed","name":"Id128","size":16,"doc":"128-bit identity: the first 16 bytes of SHA-256 over length-prefixed fields; 32 hex digits in text"}},{"name":"attributes","type":{"type":"array","items":{"type":"record","name":"NamedValue","doc":"one attribute or property; arrays of these are sorted by name","fields":[{"name":"name","type":"string"},{"name":"value","type":["null","boolean","long","double","string",{"type":"record","name":"Instant","doc":"a point in time as an attribute value","fields":[{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}}]},{"type":"record","name":"Json","doc":"an array or object as canonical JSON text","fields":[{"name":"text","type":"string"}]}]}]}}}]}}},{"name":"messages","type":{"type":"array","items":{"type":"record","name":"MessageState","doc":"a message already admitted or excluded, and what became of it","fields":[{"name":"message_id","type":"Id128","doc":"hash of namespace, campaign_id, occurrence, user_id and step"},{"name":"run_id","type":"Id128"},{"name":"campaign_id","type":"string"},{"name":"class","type":"string","doc":"excluded, waiting, rejected, accepted, failed, uncertain, expired, cancelled, parked"},{"name":"attempt","type":"int","doc":"latest attempt with an outcome"},{"name":"ending","type":"string","doc":"outcome that decides for that attempt"},{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"when it was admitted"},{"name":"kind","type":"string","doc":"class of message for caps; empty until there are caps","default":""}]}}},{"name":"imports","type":{"type":"array","items":{"type":"record","name":"ImportOfPerson","doc":"one import that changed the profile and can be undone","fields":[{"name":"set_by","type":"string"},{"name":"set_at","type":{"type":"long","logicalType":"timestamp-micros"}}]}},"doc":"of replaced: in order of arrival","default":[]},{"name":"replaced","type":{"type":"array","items":{"type":"record","name":"Replaced","doc":"a value that an import replaced; it is in force again when whatever was set over it is undone","fields":[{"name":"field","type":"string","doc":"attribute/<name>, address/<channel>, consent/<channel>, locale, time_zone or account_id"},{"name":"value","type":["null","boolean","long","double","string","Instant","Json"]},{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"set_at of an attribute, occurred_at of an address and a consent; set_at of what replaced it for the others"},{"name":"set_by","type":"string"}]}},"doc":"of replaced: of one field the older before the newer, the oldest before all imports","default":[]},{"name":"forgotten","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"doc":"of replaced: imports with this set_at and before can no longer be undone","default":null}]}`
 
 // Membership is one person's place in one import of a segment.
 type Membership struct {
@@ -136,4 +178,44 @@ func (m *MessageState) readAvro(r *reader) {
 	m.Ending = r.string()
 	m.At = r.time()
 	m.Kind = r.string()
+}
+
+// ImportOfPerson is one import that changed the profile and can be undone.
+type ImportOfPerson struct {
+	SetBy string    `json:"set_by"`
+	SetAt time.Time `json:"set_at"`
+}
+
+func (m *ImportOfPerson) appendAvro(b []byte) []byte {
+	b = appendString(b, m.SetBy)
+	b = appendTime(b, m.SetAt)
+	return b
+}
+
+func (m *ImportOfPerson) readAvro(r *reader) {
+	m.SetBy = r.string()
+	m.SetAt = r.time()
+}
+
+// Replaced is a value that an import replaced; it is in force again when whatever was set over it is undone.
+type Replaced struct {
+	Field string    `json:"field"` // attribute/<name>, address/<channel>, consent/<channel>, locale, time_zone or account_id
+	Value Value     `json:"value"`
+	At    time.Time `json:"at"` // set_at of an attribute, occurred_at of an address and a consent; set_at of what replaced it for the others
+	SetBy string    `json:"set_by"`
+}
+
+func (m *Replaced) appendAvro(b []byte) []byte {
+	b = appendString(b, m.Field)
+	b = m.Value.appendAvro(b)
+	b = appendTime(b, m.At)
+	b = appendString(b, m.SetBy)
+	return b
+}
+
+func (m *Replaced) readAvro(r *reader) {
+	m.Field = r.string()
+	m.Value.readAvro(r)
+	m.At = r.time()
+	m.SetBy = r.string()
 }

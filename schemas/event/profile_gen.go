@@ -6,16 +6,23 @@ import "time"
 
 // Profile is the published profile.
 type Profile struct {
-	UserID     string      `json:"user_id"`
-	Revision   int64       `json:"revision"` // grows by one with each change
-	Attributes []Attribute `json:"attributes"`
-	Addresses  []Address   `json:"addresses"`
-	Consents   []Consent   `json:"consents"`
-	Locale     string      `json:"locale"`
-	TimeZone   string      `json:"time_zone"`
-	AccountID  string      `json:"account_id"`
-	CreatedAt  time.Time   `json:"created_at"`
-	UpdatedAt  time.Time   `json:"updated_at"`
+	UserID         string      `json:"user_id"`
+	Revision       int64       `json:"revision"` // grows by one with each change
+	Attributes     []Attribute `json:"attributes"`
+	Addresses      []Address   `json:"addresses"`
+	Consents       []Consent   `json:"consents"`
+	Locale         string      `json:"locale"`
+	LocaleSetBy    string      `json:"locale_set_by"`
+	TimeZone       string      `json:"time_zone"`
+	TimeZoneSetBy  string      `json:"time_zone_set_by"`
+	AccountID      string      `json:"account_id"`
+	AccountIDSetBy string      `json:"account_id_set_by"`
+	CreatedAt      time.Time   `json:"created_at"`
+	UpdatedAt      time.Time   `json:"updated_at"`
+	CreatedBy      string      `json:"created_by"`    // set_by of the import that made the person known, while it can be undone; empty of all others
+	SettledFrom    *time.Time  `json:"settled_from"`  // set_at of the first change that no undo takes back, because no import made it or one too old; null if there is none
+	SettledUntil   *time.Time  `json:"settled_until"` // set_at of the last of them
+	Deleted        bool        `json:"deleted"`       // nobody is known any more: only imports that were undone knew the person
 }
 
 func (m *Profile) appendAvro(b []byte) []byte {
@@ -43,10 +50,27 @@ func (m *Profile) appendAvro(b []byte) []byte {
 	}
 	b = append(b, 0)
 	b = appendString(b, m.Locale)
+	b = appendString(b, m.LocaleSetBy)
 	b = appendString(b, m.TimeZone)
+	b = appendString(b, m.TimeZoneSetBy)
 	b = appendString(b, m.AccountID)
+	b = appendString(b, m.AccountIDSetBy)
 	b = appendTime(b, m.CreatedAt)
 	b = appendTime(b, m.UpdatedAt)
+	b = appendString(b, m.CreatedBy)
+	if m.SettledFrom == nil {
+		b = append(b, 0)
+	} else {
+		b = append(b, 2)
+		b = appendTime(b, (*m.SettledFrom))
+	}
+	if m.SettledUntil == nil {
+		b = append(b, 0)
+	} else {
+		b = append(b, 2)
+		b = appendTime(b, (*m.SettledUntil))
+	}
+	b = appendBool(b, m.Deleted)
 	return b
 }
 
@@ -75,10 +99,25 @@ func (m *Profile) readAvro(r *reader) {
 		}
 	}
 	m.Locale = r.string()
+	m.LocaleSetBy = r.string()
 	m.TimeZone = r.string()
+	m.TimeZoneSetBy = r.string()
 	m.AccountID = r.string()
+	m.AccountIDSetBy = r.string()
 	m.CreatedAt = r.time()
 	m.UpdatedAt = r.time()
+	m.CreatedBy = r.string()
+	m.SettledFrom = nil
+	if r.some() {
+		m.SettledFrom = new(time.Time)
+		*m.SettledFrom = r.time()
+	}
+	m.SettledUntil = nil
+	if r.some() {
+		m.SettledUntil = new(time.Time)
+		*m.SettledUntil = r.time()
+	}
+	m.Deleted = r.bool()
 }
 
 // SchemaName implements Record.
@@ -98,7 +137,7 @@ func (m *Profile) DecodeAvro(b []byte) error {
 }
 
 // schemaOfProfile is profile.v1.avsc.
-const schemaOfProfile = `{"type":"record","name":"Profile","namespace":"hikyaku","doc":"the published profile","fields":[{"name":"user_id","type":"string"},{"name":"revision","type":"long","doc":"grows by one with each change"},{"name":"attributes","type":{"type":"array","items":{"type":"record","name":"Attribute","doc":"","fields":[{"name":"name","type":"string"},{"name":"value","type":["null","boolean","long","double","string",{"type":"record","name":"Instant","doc":"a point in time as an attribute value","fields":[{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}}]},{"type":"record","name":"Json","doc":"an array or object as canonical JSON text","fields":[{"name":"text","type":"string"}]}]},{"name":"set_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"set_by","type":"string"}]}}},{"name":"addresses","type":{"type":"array","items":{"type":"record","name":"Address","doc":"","fields":[{"name":"channel","type":"string"},{"name":"address","type":"string","doc":"empty: removed, kept so that an older one does not come back"},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"set_by","type":"string"}]}}},{"name":"consents","type":{"type":"array","items":{"type":"record","name":"Consent","doc":"","fields":[{"name":"channel","type":"string"},{"name":"consent","type":"string"},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"set_by","type":"string"}]}}},{"name":"locale","type":"string","default":""},{"name":"time_zone","type":"string","default":""},{"name":"account_id","type":"string","default":""},{"name":"created_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"updated_at","type":{"type":"long","logicalType":"timestamp-micros"}}]}`
+const schemaOfProfile = `{"type":"record","name":"Profile","namespace":"hikyaku","doc":"the published profile","fields":[{"name":"user_id","type":"string"},{"name":"revision","type":"long","doc":"grows by one with each change"},{"name":"attributes","type":{"type":"array","items":{"type":"record","name":"Attribute","doc":"","fields":[{"name":"name","type":"string"},{"name":"value","type":["null","boolean","long","double","string",{"type":"record","name":"Instant","doc":"a point in time as an attribute value","fields":[{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}}]},{"type":"record","name":"Json","doc":"an array or object as canonical JSON text","fields":[{"name":"text","type":"string"}]}]},{"name":"set_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"set_by","type":"string"}]}}},{"name":"addresses","type":{"type":"array","items":{"type":"record","name":"Address","doc":"","fields":[{"name":"channel","type":"string"},{"name":"address","type":"string","doc":"empty: removed, kept so that an older one does not come back"},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"set_by","type":"string"}]}}},{"name":"consents","type":{"type":"array","items":{"type":"record","name":"Consent","doc":"","fields":[{"name":"channel","type":"string"},{"name":"consent","type":"string"},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"set_by","type":"string"}]}}},{"name":"locale","type":"string","default":""},{"name":"locale_set_by","type":"string","default":""},{"name":"time_zone","type":"string","default":""},{"name":"time_zone_set_by","type":"string","default":""},{"name":"account_id","type":"string","default":""},{"name":"account_id_set_by","type":"string","default":""},{"name":"created_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"updated_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"created_by","type":"string","doc":"set_by of the import that made the person known, while it can be undone; empty of all others","default":""},{"name":"settled_from","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"doc":"set_at of the first change that no undo takes back, because no import made it or one too old; null if there is none","default":null},{"name":"settled_until","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"doc":"set_at of the last of them","default":null},{"name":"deleted","type":"boolean","doc":"nobody is known any more: only imports that were undone knew the person","default":false}]}`
 
 // Attribute is part of a record.
 type Attribute struct {

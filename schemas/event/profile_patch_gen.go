@@ -9,9 +9,8 @@ type ProfilePatch struct {
 	UserID      string         `json:"user_id"`
 	OccurredAt  time.Time      `json:"occurred_at"`    // addresses and consents: the later one wins
 	SetAt       time.Time      `json:"set_at"`         // when it was received
-	SetBy       string         `json:"set_by"`         // import:<import_id>, api:<write key name>, unsubscribe:<message_id>
+	SetBy       string         `json:"set_by"`         // import:<import_id>, api:<write key name>, unsubscribe:<message_id>, undo:<import_id>
 	OnlyIfSetBy *string        `json:"only_if_set_by"` // change only what this writer set last
-	Undoes      string         `json:"undoes"`         // set_by of the import whose changes to this person are taken back; such a patch sets nothing itself. Empty of all others
 	Set         []NamedValue   `json:"set"`
 	Unset       []string       `json:"unset"`
 	Addresses   []AddressPatch `json:"addresses"`
@@ -19,6 +18,7 @@ type ProfilePatch struct {
 	Locale      *string        `json:"locale"`
 	TimeZone    *string        `json:"time_zone"`
 	AccountID   *string        `json:"account_id"`
+	Undoes      string         `json:"undoes"` // set_by of the import whose changes to this person it takes back, import:<import_id>; such a patch sets nothing; empty of all others
 }
 
 func (m *ProfilePatch) appendAvro(b []byte) []byte {
@@ -32,7 +32,6 @@ func (m *ProfilePatch) appendAvro(b []byte) []byte {
 		b = append(b, 2)
 		b = appendString(b, (*m.OnlyIfSetBy))
 	}
-	b = appendString(b, m.Undoes)
 	if n := len(m.Set); n > 0 {
 		b = appendLong(b, int64(n))
 		for i := range m.Set {
@@ -79,6 +78,7 @@ func (m *ProfilePatch) appendAvro(b []byte) []byte {
 		b = append(b, 2)
 		b = appendString(b, (*m.AccountID))
 	}
+	b = appendString(b, m.Undoes)
 	return b
 }
 
@@ -92,7 +92,6 @@ func (m *ProfilePatch) readAvro(r *reader) {
 		m.OnlyIfSetBy = new(string)
 		*m.OnlyIfSetBy = r.string()
 	}
-	m.Undoes = r.string()
 	m.Set = nil
 	for n := r.block(2); n > 0; n = r.block(2) {
 		items := extend(&m.Set, n)
@@ -136,6 +135,7 @@ func (m *ProfilePatch) readAvro(r *reader) {
 		m.AccountID = new(string)
 		*m.AccountID = r.string()
 	}
+	m.Undoes = r.string()
 }
 
 // SchemaName implements Record.
@@ -155,7 +155,7 @@ func (m *ProfilePatch) DecodeAvro(b []byte) error {
 }
 
 // schemaOfProfilePatch is profile_patch.v1.avsc.
-const schemaOfProfilePatch = `{"type":"record","name":"ProfilePatch","namespace":"hikyaku","doc":"a change to one profile","fields":[{"name":"user_id","type":"string"},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"addresses and consents: the later one wins"},{"name":"set_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"when it was received"},{"name":"set_by","type":"string","doc":"import:<import_id>, api:<write key name>, unsubscribe:<message_id>"},{"name":"only_if_set_by","type":["null","string"],"doc":"change only what this writer set last","default":null},{"name":"undoes","type":"string","doc":"set_by of the import whose changes to this person are taken back; such a patch sets nothing itself. Empty of all others","default":""},{"name":"set","type":{"type":"array","items":{"type":"record","name":"NamedValue","doc":"one attribute or property; arrays of these are sorted by name","fields":[{"name":"name","type":"string"},{"name":"value","type":["null","boolean","long","double","string",{"type":"record","name":"Instant","doc":"a point in time as an attribute value","fields":[{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}}]},{"type":"record","name":"Json","doc":"an array or object as canonical JSON text","fields":[{"name":"text","type":"string"}]}]}]}}},{"name":"unset","type":{"type":"array","items":"string"}},{"name":"addresses","type":{"type":"array","items":{"type":"record","name":"AddressPatch","doc":"an empty address removes it","fields":[{"name":"channel","type":"string"},{"name":"address","type":"string"}]}}},{"name":"consents","type":{"type":"array","items":{"type":"record","name":"ConsentPatch","doc":"","fields":[{"name":"channel","type":"string"},{"name":"consent","type":"string","doc":"subscribed or unsubscribed"}]}}},{"name":"locale","type":["null","string"],"default":null},{"name":"time_zone","type":["null","string"],"default":null},{"name":"account_id","type":["null","string"],"default":null}]}`
+const schemaOfProfilePatch = `{"type":"record","name":"ProfilePatch","namespace":"hikyaku","doc":"a change to one profile","fields":[{"name":"user_id","type":"string"},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"addresses and consents: the later one wins"},{"name":"set_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"when it was received"},{"name":"set_by","type":"string","doc":"import:<import_id>, api:<write key name>, unsubscribe:<message_id>, undo:<import_id>"},{"name":"only_if_set_by","type":["null","string"],"doc":"change only what this writer set last","default":null},{"name":"set","type":{"type":"array","items":{"type":"record","name":"NamedValue","doc":"one attribute or property; arrays of these are sorted by name","fields":[{"name":"name","type":"string"},{"name":"value","type":["null","boolean","long","double","string",{"type":"record","name":"Instant","doc":"a point in time as an attribute value","fields":[{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}}]},{"type":"record","name":"Json","doc":"an array or object as canonical JSON text","fields":[{"name":"text","type":"string"}]}]}]}}},{"name":"unset","type":{"type":"array","items":"string"}},{"name":"addresses","type":{"type":"array","items":{"type":"record","name":"AddressPatch","doc":"an empty address removes it","fields":[{"name":"channel","type":"string"},{"name":"address","type":"string"}]}}},{"name":"consents","type":{"type":"array","items":{"type":"record","name":"ConsentPatch","doc":"","fields":[{"name":"channel","type":"string"},{"name":"consent","type":"string","doc":"subscribed or unsubscribed"}]}}},{"name":"locale","type":["null","string"],"default":null},{"name":"time_zone","type":["null","string"],"default":null},{"name":"account_id","type":["null","string"],"default":null},{"name":"undoes","type":"string","doc":"set_by of the import whose changes to this person it takes back, import:<import_id>; such a patch sets nothing; empty of all others","default":""}]}`
 
 // AddressPatch is an empty address removes it.
 type AddressPatch struct {

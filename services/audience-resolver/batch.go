@@ -20,6 +20,7 @@ import (
 const (
 	kindMemberships = "memberships"
 	kindMessages    = "messages"
+	kindReplaced    = "replaced"
 )
 
 // batch is the overlay over the person store and the run books through which
@@ -201,6 +202,9 @@ func (b *batch) flush(now time.Time) ([]*kgo.Record, error) {
 			if err != nil {
 				return nil, fmt.Errorf("writing a person's %s: %w", c.rec.Kind, err)
 			}
+			if c.rec.Kind == kindReplaced && profile.Empty(c.rec) {
+				r.Value = nil // every import that changed the person was undone
+			}
 			b.out = append(b.out, r)
 		}
 	}
@@ -227,7 +231,7 @@ func sortedKeys[V any](m map[string]V) []string {
 	return keys
 }
 
-// clone copies what Apply changes in place, so that a patch can be refused
+// cloneProfile copies what Apply changes in place, so that a patch can be refused
 // after the fact.
 func cloneProfile(p *event.Profile) *event.Profile {
 	if p == nil {
@@ -235,6 +239,13 @@ func cloneProfile(p *event.Profile) *event.Profile {
 	}
 	d := *p
 	d.Attributes, d.Addresses, d.Consents = slices.Clone(p.Attributes), slices.Clone(p.Addresses), slices.Clone(p.Consents)
+	return &d
+}
+
+// cloneReplaced copies what Remember and Undo change in place.
+func cloneReplaced(s *event.PersonState) *event.PersonState {
+	d := *s
+	d.Imports, d.Replaced = slices.Clone(s.Imports), slices.Clone(s.Replaced)
 	return &d
 }
 

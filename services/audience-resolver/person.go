@@ -195,14 +195,53 @@ func (l *personLoop) patch(b *batch, patch *event.ProfilePatch, partition int32)
 	if err != nil {
 		return err
 	}
-	next := cloneProfile(c.rec)
-	if !profile.Apply(next, patch) {
-		return nil
+	if patch.Undoes != "" {
+		return l.undo(b, c, patch, partition)
 	}
-	if n := len(next.AppendAvro(nil)); n > profile.MaxBytes {
+	next := cloneProfile(c.rec)
+	change := profile.Apply(next, patch)
+	var before *cell[event.PersonState]
+	var replaced *event.PersonState
+	if change.Matters() {
+		if before, err = b.state(patch.UserID, kindReplaced, partition); err != nil {
+			return err
+		}
+		if replaced = cloneReplaced(before.rec); !profile.Remember(next, replaced, patch, &change) {
+			replaced = nil
+		}
+	}
+	if n := len(next.AppendAvro(nil)); change.Changed && n > profile.MaxBytes {
 		return fault.Poison(errTooLarge(n))
 	}
+	if change.Changed {
+		c.rec, c.dirty = next, true
+	}
+	if replaced != nil {
+		before.rec, before.dirty = replaced, true
+	}
+	return nil
+}
+
+// undo takes back what an import changed of a person.
+func (l *personLoop) undo(b *batch, c *cell[event.Profile], patch *event.ProfilePatch, partition int32) error {
+	if c.rec == nil {
+		return nil
+	}
+	before, err := b.state(patch.UserID, kindReplaced, partition)
+	if err != nil {
+		return err
+	}
+	next, replaced := cloneProfile(c.rec), cloneReplaced(before.rec)
+	undone := profile.Undo(next, replaced, patch.Undoes)
+	if undone.Forgotten {
+		l.metrics.undoForgotten.Inc()
+	}
+	if !undone.Changed {
+		return nil
+	}
 	c.rec, c.dirty = next, true
+	before.dirty = before.dirty || !profile.Empty(before.rec)
+	before.rec = replaced
 	return nil
 }
 

@@ -196,6 +196,8 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 		s.record(topic.Runs, runID.String()+"/2", &event.Run{RunID: runID, CampaignID: "autumn", Counters: &event.RunCounters{Partition: 2, Requested: 1, Accepted: 1,
 			Excluded: []event.ReasonCount{{Reason: "no_address", Count: 5}}, UpdatedAt: noon}}),
 		s.record(topic.Profiles, "gone", nil),
+		s.record(topic.Profiles, "undone", &event.Profile{UserID: "undone", Revision: 1, CreatedAt: noon, UpdatedAt: noon}),
+		s.record(topic.Profiles, "undone", &event.Profile{UserID: "undone", Revision: 2, CreatedAt: noon, UpdatedAt: noon, Deleted: true}),
 	)
 	s.waitUntilSunk()
 

@@ -5,7 +5,6 @@ package profile
 import (
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 )
@@ -14,14 +13,35 @@ import (
 // letter.
 const MaxBytes = 256 << 10
 
-// Apply changes p as the patch says and reports whether anything changed.
-// Attributes are set in order of arrival. For addresses and consents the later
-// occurred_at wins, and at the same moment the more restrictive of the two:
-// between sources there is no order, and an unsubscription must not be undone
-// by something older that arrives later. A repeated patch changes nothing.
-func Apply(p *event.Profile, patch *event.ProfilePatch) bool {
-	changed := false
+// Change is what a patch did.
+type Change struct {
+	Changed bool // the profile is another now
+	touched bool // by an import that did not make the person known
+	moves   []move
+}
+
+// move is what happened to a value that was there. What it means for a later
+// undo is Remember's to say.
+type move struct {
+	what  int
+	layer event.Replaced
+}
+
+const (
+	replaced = iota // layer was in force; an import's value took its place
+	settled         // layer was an import's; what no undo takes back took its place
+	lost            // layer came too late to take the place of an import's value
+)
+
+// Apply changes p as the patch says. Attributes are set in order of arrival. For
+// addresses and consents the later occurred_at wins, and at the same moment the
+// more restrictive of the two: between sources there is no order, and an
+// unsubscription must not be undone by something older that arrives later. A
+// repeated patch changes nothing. One that undoes is Undo's.
+func Apply(p *event.Profile, patch *event.ProfilePatch) (c Change) {
 	may := func(setBy string) bool { return patch.OnlyIfSetBy == nil || *patch.OnlyIfSetBy == setBy }
+	known := p.UserID != "" && !p.Deleted
+	byImport := isImport(patch.SetBy)
 
 	for i := range patch.Set {
 		nv := &patch.Set[i]
@@ -29,7 +49,7 @@ func Apply(p *event.Profile, patch *event.ProfilePatch) bool {
 		if !found {
 			if patch.OnlyIfSetBy == nil {
 				p.Attributes = slices.Insert(p.Attributes, at, event.Attribute{Name: nv.Name, Value: nv.Value, SetAt: patch.SetAt, SetBy: patch.SetBy})
-				changed = true
+				c.Changed = true
 			}
 			continue
 		}
@@ -37,87 +57,138 @@ func Apply(p *event.Profile, patch *event.ProfilePatch) bool {
 		if !may(a.SetBy) || a.Value.Equal(nv.Value) && a.SetBy == patch.SetBy && a.SetAt.Equal(patch.SetAt) {
 			continue
 		}
+		c.replace(ofAttribute(a), patch.SetBy)
 		a.Value, a.SetAt, a.SetBy = nv.Value, patch.SetAt, patch.SetBy
-		changed = true
+		c.Changed = true
 	}
 	for _, name := range patch.Unset {
+		// No import does this: the field would be without a writer.
 		if at, found := slices.BinarySearchFunc(p.Attributes, name, byName); found && may(p.Attributes[at].SetBy) {
+			c.replace(ofAttribute(&p.Attributes[at]), patch.SetBy)
 			p.Attributes = slices.Delete(p.Attributes, at, at+1)
-			changed = true
+			c.Changed = true
 		}
 	}
 
 	for i := range patch.Addresses {
-		changed = applyAddress(p, patch, &patch.Addresses[i], may) || changed
+		applyAddress(p, patch, &patch.Addresses[i], may, &c)
 	}
 	for i := range patch.Consents {
-		changed = applyConsent(p, patch, &patch.Consents[i], may) || changed
+		applyConsent(p, patch, &patch.Consents[i], may, &c)
 	}
-	for _, f := range []struct {
-		to   *string
-		from *string
-	}{{&p.Locale, patch.Locale}, {&p.TimeZone, patch.TimeZone}, {&p.AccountID, patch.AccountID}} {
-		if f.from != nil && *f.to != *f.from && patch.OnlyIfSetBy == nil {
-			*f.to, changed = *f.from, true
+	for _, f := range words(p, patch) {
+		if f.next == nil || patch.OnlyIfSetBy != nil || *f.value == *f.next && *f.setBy == patch.SetBy {
+			continue
+		}
+		if old := f.layer(); old != nil {
+			c.replace(*old, patch.SetBy)
+		}
+		*f.value, *f.setBy = *f.next, patch.SetBy
+		c.Changed = true
+	}
+	if !known {
+		p.UserID, p.CreatedAt, p.UpdatedAt, p.CreatedBy, p.Deleted, c.Changed = patch.UserID, patch.SetAt, patch.SetAt, "", false, true
+		if byImport {
+			p.CreatedBy = patch.SetBy
 		}
 	}
-	if p.UserID == "" {
-		p.UserID, p.CreatedAt, changed = patch.UserID, patch.SetAt, true
+	if c.Changed {
+		if patch.SetAt.After(p.UpdatedAt) {
+			p.UpdatedAt = patch.SetAt
+		}
+		if !byImport {
+			settle(p, patch.SetAt)
+		}
+		c.touched = byImport && p.CreatedBy != patch.SetBy
 	}
-	if changed && patch.SetAt.After(p.UpdatedAt) {
-		p.UpdatedAt = patch.SetAt
+	return c
+}
+
+// replace notes that what was in force gives way to a value of setBy.
+func (c *Change) replace(old event.Replaced, setBy string) {
+	switch {
+	case old.SetBy == setBy:
+	case isImport(setBy):
+		c.moves = append(c.moves, move{replaced, old})
+	case isImport(old.SetBy):
+		c.moves = append(c.moves, move{settled, old})
 	}
-	return changed
 }
 
 func byName(a event.Attribute, name string) int { return strings.Compare(a.Name, name) }
 
-// later reports whether something of moment new replaces something of moment
-// old; at the same moment restrictive decides.
-func later(next, old time.Time, restrictive bool) bool {
-	return next.After(old) || next.Equal(old) && restrictive
+// wins reports whether an address or a consent replaces another of its field. At
+// the same moment a removal and an unsubscription stand; between two addresses
+// neither is more restrictive, and the later row of one file wins.
+func wins(next, old *event.Replaced) bool {
+	if !next.At.Equal(old.At) {
+		return next.At.After(old.At)
+	}
+	to, from := next.Value.Text(), old.Value.Text()
+	if strings.HasPrefix(next.Field, consentField) {
+		return to == "unsubscribed" && from != to
+	}
+	return to != from && (to == "" || from != "")
 }
 
-func applyAddress(p *event.Profile, patch *event.ProfilePatch, c *event.AddressPatch, may func(string) bool) bool {
+// lose notes that next came too late to replace old. If old is an import's, next
+// may be in force once that is undone.
+func (c *Change) lose(next event.Replaced, old *event.Replaced) {
+	if isImport(old.SetBy) && next.SetBy != old.SetBy {
+		c.moves = append(c.moves, move{lost, next})
+	}
+}
+
+func applyAddress(p *event.Profile, patch *event.ProfilePatch, c *event.AddressPatch, may func(string) bool, change *Change) {
 	for i := range p.Addresses {
 		a := &p.Addresses[i]
 		if a.Channel != c.Channel {
 			continue
 		}
-		// At the same moment a removal stands; between two addresses neither is
-		// more restrictive, and the later row of one file wins.
-		restrictive := c.Address != a.Address && (c.Address == "" || a.Address != "")
-		if !may(a.SetBy) || !later(patch.OccurredAt, a.OccurredAt, restrictive) {
-			return false
+		if !may(a.SetBy) {
+			return
 		}
+		old, next := ofAddress(a), ofAddress(&event.Address{Channel: c.Channel, Address: c.Address, OccurredAt: patch.OccurredAt, SetBy: patch.SetBy})
+		if !wins(&next, &old) {
+			change.lose(next, &old)
+			return
+		}
+		change.replace(old, patch.SetBy)
 		a.Address, a.OccurredAt, a.SetBy = c.Address, patch.OccurredAt, patch.SetBy
-		return true
+		change.Changed = true
+		return
 	}
 	if patch.OnlyIfSetBy != nil {
-		return false
+		return
 	}
 	p.Addresses = append(p.Addresses, event.Address{Channel: c.Channel, Address: c.Address, OccurredAt: patch.OccurredAt, SetBy: patch.SetBy})
 	slices.SortFunc(p.Addresses, func(a, b event.Address) int { return strings.Compare(a.Channel, b.Channel) })
-	return true
+	change.Changed = true
 }
 
-func applyConsent(p *event.Profile, patch *event.ProfilePatch, c *event.ConsentPatch, may func(string) bool) bool {
+func applyConsent(p *event.Profile, patch *event.ProfilePatch, c *event.ConsentPatch, may func(string) bool, change *Change) {
 	for i := range p.Consents {
 		a := &p.Consents[i]
 		if a.Channel != c.Channel {
 			continue
 		}
-		restrictive := c.Consent == "unsubscribed" && a.Consent != "unsubscribed"
-		if !may(a.SetBy) || !later(patch.OccurredAt, a.OccurredAt, restrictive) {
-			return false
+		if !may(a.SetBy) {
+			return
 		}
+		old, next := ofConsent(a), ofConsent(&event.Consent{Channel: c.Channel, Consent: c.Consent, OccurredAt: patch.OccurredAt, SetBy: patch.SetBy})
+		if !wins(&next, &old) {
+			change.lose(next, &old)
+			return
+		}
+		change.replace(old, patch.SetBy)
 		a.Consent, a.OccurredAt, a.SetBy = c.Consent, patch.OccurredAt, patch.SetBy
-		return true
+		change.Changed = true
+		return
 	}
 	if patch.OnlyIfSetBy != nil {
-		return false
+		return
 	}
 	p.Consents = append(p.Consents, event.Consent{Channel: c.Channel, Consent: c.Consent, OccurredAt: patch.OccurredAt, SetBy: patch.SetBy})
 	slices.SortFunc(p.Consents, func(a, b event.Consent) int { return strings.Compare(a.Channel, b.Channel) })
-	return true
+	change.Changed = true
 }

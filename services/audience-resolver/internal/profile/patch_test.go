@@ -104,7 +104,7 @@ func TestRepeatedPatchChangesNothing(t *testing.T) {
 		p := apply(patches...)
 		last := patches[len(patches)-1]
 		before := *p
-		if profile.Apply(p, last) && last.Addresses[0].Address == "" {
+		if profile.Apply(p, last).Changed && last.Addresses[0].Address == "" {
 			t.Fatalf("%+v became %+v", before, *p)
 		}
 		consents := p.Consents[0].Consent

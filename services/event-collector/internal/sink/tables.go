@@ -64,6 +64,7 @@ func newProfileRows() *table[event.Profile, *event.Profile] {
 			word("locale", func(p *T) string { return p.Locale }),
 			word("time_zone", func(p *T) string { return p.TimeZone }),
 			text("account_id", func(p *T) string { return p.AccountID }),
+			boolean("deleted", func(p *T) bool { return p.Deleted }),
 			moment("created_at", func(p *T) time.Time { return p.CreatedAt }),
 			moment("updated_at", func(p *T) time.Time { return p.UpdatedAt }),
 		})

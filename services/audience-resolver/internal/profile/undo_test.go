@@ -1,0 +1,319 @@
+package profile_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/hikyaku/hikyaku/schemas/event"
+
+	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/profile"
+)
+
+// person is a profile with what is remembered of it, kept as the person loop
+// keeps them: as bytes.
+type person struct {
+	t interface {
+		require.TestingT
+		Helper()
+	}
+	profile event.Profile
+	state   event.PersonState
+	reads   int // of the state
+}
+
+func (p *person) store() {
+	p.t.Helper()
+	var profile event.Profile
+	require.NoError(p.t, profile.DecodeAvro(p.profile.AppendAvro(nil)))
+	var state event.PersonState
+	require.NoError(p.t, state.DecodeAvro(p.state.AppendAvro(nil)))
+	p.profile, p.state = profile, state
+}
+
+func (p *person) patch(patches ...*event.ProfilePatch) {
+	p.t.Helper()
+	for _, q := range patches {
+		p.store() // what is changed shares nothing with what a test has put by
+		c := profile.Apply(&p.profile, q)
+		if c.Matters() {
+			p.reads++
+			profile.Remember(&p.profile, &p.state, q, &c)
+		}
+		p.store()
+	}
+}
+
+func (p *person) undo(by string) profile.Undone {
+	p.t.Helper()
+	p.store()
+	u := profile.Undo(&p.profile, &p.state, by)
+	p.store()
+	return u
+}
+
+// by makes a patch of a writer: minute is that of set_at, and of occurred_at
+// unless the patch says otherwise.
+func by(writer string, minute int, changes ...func(*event.ProfilePatch)) *event.ProfilePatch {
+	return patch(minute, func(p *event.ProfilePatch) {
+		p.SetBy = writer
+		for _, c := range changes {
+			c(p)
+		}
+	})
+}
+
+func occurred(minute int) func(*event.ProfilePatch) {
+	return func(p *event.ProfilePatch) { p.OccurredAt = t0.Add(time.Duration(minute) * time.Minute) }
+}
+
+func plan(v string) func(*event.ProfilePatch) {
+	return set("plan", event.String(v))
+}
+
+func unset(p *event.ProfilePatch) { p.Unset = []string{"plan"} }
+
+func locale(v string) func(*event.ProfilePatch) {
+	return func(p *event.ProfilePatch) { p.Locale = &v }
+}
+
+const (
+	impA, impB, impC = "import:a", "import:b", "import:c"
+	web              = "api:web"
+	link             = "unsubscribe:m"
+)
+
+// What is told of each field after patches and undos, as "value by writer".
+func TestAnUndoLeavesWhatEverybodyElseSaid(t *testing.T) {
+	t.Parallel()
+	type step any // a patch, or the import that is undone
+	for name, c := range map[string]struct {
+		steps                          []step
+		plan, address, consent, locale string
+	}{
+		"what was there comes back": {
+			steps: []step{by(web, 1, plan("old"), address("old@x.test"), consent("subscribed"), locale("de")), by(impA, 2, plan("new"), address("new@x.test"), consent("unsubscribed"), locale("ja")), impA},
+			plan:  "old by api:web", address: "old@x.test by api:web", consent: "subscribed by api:web", locale: "de by api:web"},
+		"what was not there goes": {
+			steps: []step{by(web, 1, set("age", event.Int(7))), by(impA, 2, plan("new"), address("new@x.test"), consent("subscribed"), locale("ja")), impA}},
+		"what was changed again since stays": {
+			steps: []step{by(web, 1, plan("old"), locale("de")), by(impA, 2, plan("new"), locale("ja")), by(web, 3, plan("newer"), locale("fr")), impA}, plan: "newer by api:web", locale: "fr by api:web"},
+		"A, B, undo A, undo B": {
+			steps: []step{by(web, 1, plan("old")), by(impA, 2, plan("a")), by(impB, 3, plan("b")), impA, impB}, plan: "old by api:web"},
+		"A, B, undo B, undo A": {
+			steps: []step{by(web, 1, plan("old")), by(impA, 2, plan("a")), by(impB, 3, plan("b")), impB, impA}, plan: "old by api:web"},
+		"A, B, undo A": {
+			steps: []step{by(web, 1, plan("old")), by(impA, 2, plan("a")), by(impB, 3, plan("b")), impA}, plan: "b by import:b"},
+		"of three, the one in the middle": {
+			steps: []step{by(impA, 1, plan("a")), by(impB, 2, plan("b")), by(impC, 3, plan("c")), impB, impC}, plan: "a by import:a"},
+		"a later import says the same": {
+			steps: []step{by(web, 1, plan("old"), locale("de")), by(impA, 2, plan("same"), locale("ja")), by(impB, 3, plan("same"), locale("ja")), impA}, plan: "same by import:b", locale: "ja by import:b"},
+		"two imports in turns, undo the one on top": {
+			steps: []step{by(impA, 1, plan("a1")), by(impB, 2, plan("b")), by(impA, 1, plan("a2")), impA}, plan: "b by import:b"},
+		"two imports in turns, undo the one beneath": {
+			steps: []step{by(impA, 1, plan("a1")), by(impB, 2, plan("b")), by(impA, 1, plan("a2")), impB}, plan: "a2 by import:a"},
+		"two imports in turns, undo both": {
+			steps: []step{by(web, 0, plan("old")), by(impA, 1, plan("a1")), by(impB, 2, plan("b")), by(impA, 1, plan("a2")), impB, impA}, plan: "old by api:web"},
+		"several rows of one import": {
+			steps: []step{by(web, 0, plan("old")), by(impA, 1, plan("a1")), by(impA, 1, plan("a2")), impA}, plan: "old by api:web"},
+		"changed again between two rows of the import": {
+			steps: []step{by(web, 0, plan("old")), by(impA, 1, plan("a1")), by(web, 2, plan("newer")), by(impA, 1, plan("a2")), impA}, plan: "newer by api:web"},
+		"removed between two rows of the import": {
+			steps: []step{by(web, 0, plan("old")), by(impA, 1, plan("a1")), by(web, 2, unset), by(impA, 1, plan("a2")), impA}},
+		"an older address comes back over a newer one": {
+			steps: []step{by(web, 1, address("old@x.test")), by(impA, 2, occurred(9), address("new@x.test")), impA}, address: "old@x.test by api:web"},
+		"a removed address is removed again": {
+			steps: []step{by(web, 1, address("")), by(impA, 2, address("new@x.test")), impA}, address: " by api:web"},
+		"an import that came too late changed nothing": {
+			steps: []step{by(web, 5, address("new@x.test"), consent("unsubscribed")), by(impA, 6, occurred(1), address("old@x.test"), consent("subscribed")), impA}, address: "new@x.test by api:web", consent: "unsubscribed by api:web"},
+		"what came too late for the undone import alone is in force": {
+			steps: []step{by(impA, 6, occurred(6), address("a@x.test")), by(impB, 7, occurred(5), address("b@x.test")), by(web, 8, occurred(4), address("w@x.test")), impA}, address: "b@x.test by import:b"},
+		"and what came too late for both undone ones": {
+			steps: []step{by(impA, 6, occurred(6), address("a@x.test")), by(web, 8, occurred(4), address("w@x.test")), by(impB, 7, occurred(5), address("b@x.test")), impB, impA}, address: "w@x.test by api:web"},
+		"the same list twice, the first undone": {
+			steps: []step{by(impA, 6, occurred(1), address("a@x.test"), consent("subscribed")), by(impB, 7, occurred(1), address("a@x.test"), consent("subscribed")), impA}, address: "a@x.test by import:b", consent: "subscribed by import:b"},
+
+		"she unsubscribed after the import": {
+			steps: []step{by(impA, 1, consent("subscribed")), by(link, 2, consent("unsubscribed")), impA}, consent: "unsubscribed by unsubscribe:m"},
+		"she unsubscribed before the import, which says otherwise": {
+			steps: []step{by(link, 1, consent("unsubscribed")), by(impA, 2, consent("subscribed")), impA}, consent: "unsubscribed by unsubscribe:m"},
+		"she unsubscribed at the moment of the import": {
+			steps: []step{by(link, 2, consent("unsubscribed")), by(impA, 2, consent("subscribed")), impA}, consent: "unsubscribed by unsubscribe:m"},
+		"she unsubscribed at the moment of the import, and it came first": {
+			steps: []step{by(impA, 2, consent("subscribed")), by(link, 2, consent("unsubscribed")), impA}, consent: "unsubscribed by unsubscribe:m"},
+		"she unsubscribed before the import, and it came first": {
+			steps: []step{by(impA, 2, consent("subscribed")), by(link, 3, occurred(1), consent("unsubscribed")), impA}, consent: "unsubscribed by unsubscribe:m"},
+		"the import says unsubscribed at the same moment as she": {
+			steps: []step{by(impA, 2, consent("unsubscribed")), by(link, 2, consent("unsubscribed")), impA}, consent: "unsubscribed by unsubscribe:m"},
+		"the import alone unsubscribed her": {
+			steps: []step{by(web, 1, consent("subscribed")), by(impA, 2, consent("unsubscribed")), impA}, consent: "subscribed by api:web"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := &person{t: t}
+			for _, s := range c.steps {
+				switch s := s.(type) {
+				case *event.ProfilePatch:
+					p.patch(s)
+				case string:
+					p.undo(s)
+					once := *p
+					require.Equal(t, profile.Undone{}, p.undo(s), "undoing twice")
+					require.Equal(t, once.profile, p.profile, "undoing twice")
+					require.Equal(t, once.state, p.state, "undoing twice")
+				}
+			}
+			var plan, address, consent, locale string
+			for _, a := range p.profile.Attributes {
+				if a.Name == "plan" {
+					plan = a.Value.Text() + " by " + a.SetBy
+				}
+			}
+			for _, a := range p.profile.Addresses {
+				address = a.Address + " by " + a.SetBy
+			}
+			for _, a := range p.profile.Consents {
+				consent = a.Consent + " by " + a.SetBy
+			}
+			if p.profile.LocaleSetBy != "" {
+				locale = p.profile.Locale + " by " + p.profile.LocaleSetBy
+			}
+			require.Equal(t, []string{c.plan, c.address, c.consent, c.locale}, []string{plan, address, consent, locale})
+		})
+	}
+}
+
+// Whoever was known before is, to the last field, who she was.
+func TestTheProfileIsAsItWasBeforeTheImport(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		h := drawHistory(t)
+		p := &person{t: t}
+		for _, q := range h.patches {
+			if q.SetBy != impC {
+				p.patch(q)
+			}
+		}
+		if p.profile.UserID == "" {
+			return
+		}
+		before := *p
+		undone := false
+		for _, q := range h.patches {
+			if q.SetBy == impC {
+				p.patch(q)
+				undone = true
+			}
+		}
+		p.undo(impC)
+		require.Equal(t, before.profile, p.profile)
+		if undone {
+			require.Equal(t, fmt.Sprint(before.state.Replaced), fmt.Sprint(p.state.Replaced))
+		}
+	})
+}
+
+type drawn struct {
+	patches []*event.ProfilePatch
+	// exact is false where a patch may change something, or not, for the sake of an
+	// import that is undone: then created_at and updated_at are not what they would be.
+	exact bool
+}
+
+// drawHistory makes patches in order of arrival. Imports run side by side, so
+// that the set_at of their patches, their beginning, is not in that order; the
+// set_at of all others is. Few occurred_at, so that there are ties.
+func drawHistory(t *rapid.T) drawn {
+	h := drawn{exact: true}
+	begun := map[string]int{impA: 0, impB: 1, impC: 2}
+	n := rapid.IntRange(1, 12).Draw(t, "patches")
+	for i := range n {
+		writer := rapid.SampledFrom([]string{impA, impB, impC, web, link}).Draw(t, "writer")
+		at, ok := begun[writer]
+		if !ok {
+			at = i + 3
+		}
+		var changes []func(*event.ProfilePatch)
+		kinds := []string{"plan", "locale", "plan and locale"}
+		if rapid.Bool().Draw(t, "whatever others did") {
+			kinds = append(kinds, "address", "consent")
+			if !ok {
+				kinds = append(kinds, "unset")
+			}
+		}
+		switch kind := rapid.SampledFrom(kinds).Draw(t, "kind"); kind {
+		case "address":
+			h.exact = false
+			changes = append(changes, address(rapid.SampledFrom([]string{"", "a@x.test", "b@x.test"}).Draw(t, "address")), occurred(rapid.IntRange(0, 4).Draw(t, "occurred")))
+		case "consent":
+			h.exact = false
+			changes = append(changes, consent(rapid.SampledFrom([]string{"subscribed", "unsubscribed"}).Draw(t, "consent")), occurred(rapid.IntRange(0, 4).Draw(t, "occurred")))
+		case "unset":
+			h.exact = false
+			changes = append(changes, unset, set("other", event.Int(int64(i))))
+		default:
+			v := rapid.SampledFrom([]string{"x", "y"}).Draw(t, "value")
+			if strings.Contains(kind, "plan") {
+				changes = append(changes, plan(v))
+			}
+			if strings.Contains(kind, "locale") {
+				if !ok {
+					v = fmt.Sprint(i) // saying the same again would change nothing but for an import between
+				}
+				changes = append(changes, locale(v))
+			}
+		}
+		h.patches = append(h.patches, by(writer, at, changes...))
+	}
+	return h
+}
+
+// Undos at any time, in any order: the profile is what it would be had the
+// patches of those imports never come.
+func TestAnUndoIsAsIfTheImportHadNeverBeen(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		h := drawHistory(t)
+		p := &person{t: t}
+		undone := rapid.Permutation([]string{impA, impB, impC}).Draw(t, "undone")[:rapid.IntRange(1, 3).Draw(t, "undos")]
+		last := map[string]int{}
+		for i, q := range h.patches {
+			last[q.SetBy] = i
+		}
+		after := map[int][]string{} // undos, by the patch that they follow
+		for _, u := range undone {
+			i, came := last[u]
+			if !came {
+				continue
+			}
+			i = rapid.IntRange(i, len(h.patches)-1).Draw(t, "after")
+			after[i] = append(after[i], u)
+		}
+		want := &person{t: t}
+		for i, q := range h.patches {
+			p.patch(q)
+			for _, u := range after[i] {
+				p.undo(u)
+			}
+			if !slices.Contains(undone, q.SetBy) {
+				want.patch(q)
+			}
+		}
+		if want.profile.UserID == "" {
+			require.Equal(t, event.Profile{UserID: "u", CreatedAt: p.profile.CreatedAt, UpdatedAt: p.profile.UpdatedAt, Deleted: true}, p.profile)
+			require.True(t, profile.Empty(&p.state))
+			return
+		}
+		got, wanted := p.profile, want.profile
+		if !h.exact {
+			got.UpdatedAt, got.SettledFrom, got.SettledUntil = wanted.UpdatedAt, wanted.SettledFrom, wanted.SettledUntil
+		}
+		got.CreatedAt, got.CreatedBy = wanted.CreatedAt, wanted.CreatedBy
+		require.Equal(t, wanted, got)
+	})
+}
