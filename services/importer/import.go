@@ -51,7 +51,10 @@ func (i *importing) run(ctx, work context.Context, readingDone func()) error {
 		case statePublished:
 			if err = i.awaitLoaded(ctx, work); err == nil {
 				crash.At(crash.ImporterArrived)
-				err = i.move(work, stateLoaded)
+				// Before it is loaded: from then on it counts.
+				if err = i.tooManyImports(work); err == nil {
+					err = i.move(work, stateLoaded)
+				}
 			}
 		case stateLoaded:
 			if err = i.finish(work); err == nil {
@@ -345,9 +348,9 @@ func (i *importing) passed(ctx context.Context, resolved *bool, published kafka.
 	return len(left) > 0, err
 }
 
-// finish makes the segment point at the import and writes what its owner reads.
+// finish makes the import count in its segment and writes what its owner reads.
 func (i *importing) finish(work context.Context) error {
-	superseded, err := i.pointSegment(work)
+	superseded, err := i.endSegment(work)
 	if err != nil {
 		return err
 	}

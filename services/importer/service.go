@@ -510,7 +510,7 @@ func (s *Service) own(ctx, work context.Context, j job, readingDone func()) erro
 			AnnouncedAt: now, StartedAt: now, Line: 1,
 		}
 		if spec.Segment != nil {
-			i.at.SegmentID = spec.Segment.ID
+			i.at.SegmentID, i.at.SegmentMode = spec.Segment.ID, spec.Segment.ModeOrReplace()
 		}
 		if err := i.move(work, stateAnnounced); err != nil {
 			return err
