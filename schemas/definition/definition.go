@@ -129,10 +129,29 @@ type Profile struct {
 	TimeZone   *Value           `json:"time_zone,omitempty"` // an IANA name
 }
 
-// Segment makes the file the list of the segment's members.
+// Segment says what the people whom the file lists are to a segment.
 type Segment struct {
 	ID         string           `json:"id"`
-	Attributes map[string]Value `json:"attributes,omitempty"` // of the person as a member
+	Mode       string           `json:"mode,omitempty"`       // one of SegmentModes; empty for the first, replace
+	Attributes map[string]Value `json:"attributes,omitempty"` // of the person as a member; none with SegmentRemove
+}
+
+// What a file does with its segment.
+const (
+	SegmentReplace = "replace" // it is the whole list of members
+	SegmentAdd     = "add"     // those whom it lists are members from now on
+	SegmentRemove  = "remove"  // those whom it lists are no longer members
+)
+
+// SegmentModes lists them.
+func SegmentModes() []string { return []string{SegmentReplace, SegmentAdd, SegmentRemove} }
+
+// ModeOrReplace is the mode, replace unless said.
+func (s *Segment) ModeOrReplace() string {
+	if s.Mode == "" {
+		return SegmentReplace
+	}
+	return s.Mode
 }
 
 // Event says what the row's person did.

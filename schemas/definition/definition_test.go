@@ -183,6 +183,8 @@ func TestErrorsNameFileLineFieldAndTheRightWord(t *testing.T) {
 		"address":           {campaign("reply_to: nobody\n"), `f.yaml:6:11: reply_to: "nobody" is not an e-mail address; expected an address such as hello@example.test`},
 		"goal":              {campaign("goal: {event: purchase}\n"), `f.yaml:6:8: goal.within: is missing`},
 		"import of nothing": {spec(""), `f.yaml:1:1: an import that makes nothing of its rows; expected profile, segment or event`},
+		"segment mode":      {spec("segment: {id: x, mode: append}\n"), `f.yaml:5:24: segment.mode: unknown value "append"; expected replace, add or remove`},
+		"removed with":      {spec("segment: {id: x, mode: remove, attributes: {a: {column: A}}}\n"), `f.yaml:5:45: segment.attributes: whoever is removed from a segment has none there; expected mode add or replace`},
 		"format":            {strings.Replace(spec("segment: {id: x}\n"), "csv", "xlsx", 1), `f.yaml:3:30: source.format: unknown value "xlsx"; expected csv, tsv, jsonl, avro or parquet`},
 		"encoding of avro":  {strings.Replace(spec("segment: {id: x}\n"), "csv", "avro, encoding: utf-8", 1), `f.yaml:3:46: source.encoding: files of format avro have none; expected format csv, tsv or jsonl`},
 		"delimiter of json": {strings.Replace(spec("segment: {id: x}\n"), "csv", "jsonl, delimiter: ;", 1), `f.yaml:3:48: source.delimiter: files of format jsonl have none; expected format csv or tsv`},

@@ -100,8 +100,12 @@ func (d *decoder) importSpec(n *node) *ImportSpec {
 			s.Segment = &Segment{}
 			d.object(n, p,
 				field{"id", true, func(n *node, p string) { d.id(n, p, &s.Segment.ID) }},
+				field{"mode", false, func(n *node, p string) { d.word(n, p, &s.Segment.Mode, SegmentModes()...) }},
 				field{"attributes", false, func(n *node, p string) { s.Segment.Attributes = d.values(n, p) }},
 			)
+			if at := n.field("attributes"); at != nil && s.Segment.Mode == SegmentRemove {
+				d.meaningError(at, join(p, "attributes"), "whoever is removed from a segment has none there", "mode add or replace")
+			}
 		}},
 		field{"event", false, func(n *node, p string) {
 			s.Event = &Event{}

@@ -75,7 +75,7 @@ func (m *Run) DecodeAvro(b []byte) error {
 }
 
 // schemaOfRun is run.v1.avsc.
-const schemaOfRun = `{"type":"record","name":"Run","namespace":"hikyaku","doc":"runs is keyed by run_id (state), run_id/shard (done mark) and run_id/partition (counters); one of the three is set","fields":[{"name":"run_id","type":{"type":"fixed","name":"Id128","size":16,"doc":"128-bit identity: the first 16 bytes of SHA-256 over length-prefixed fields; 32 hex digits in text"}},{"name":"campaign_id","type":"string"},{"name":"state","type":["null",{"type":"record","name":"RunState","doc":"written by the driver only","fields":[{"name":"state","type":"string","doc":"preparing, blocked, resolving, sending, balancing, finished, cancelled, failed, refused"},{"name":"note","type":"string","doc":"why it is blocked, refused or not yet balanced, in words"},{"name":"campaign_version","type":"long"},{"name":"audience_id","type":"string"},{"name":"audience_version","type":"long"},{"name":"template_id","type":"string"},{"name":"template_version","type":"long"},{"name":"channel","type":"string"},{"name":"lane","type":"string"},{"name":"policy","type":"string"},{"name":"consent","type":"string"},{"name":"request_id","type":["null","Id128"],"default":null},{"name":"requested_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"as_of","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"the audience is what was true at this moment"},{"name":"segments","type":{"type":"array","items":{"type":"record","name":"SegmentPin","doc":"the imports that make up a segment, as a run saw them","fields":[{"name":"segment_id","type":"string"},{"name":"import_ids","type":{"type":"array","items":"Id128"}}]}}},{"name":"expires_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"shards","type":"int","doc":"number of shards first cut; 0 until then"},{"name":"expected","type":"long","doc":"people counted before the shards were cut"},{"name":"cancel_requested","type":"boolean"},{"name":"unread_spool_events","type":"long","doc":"events in collectors' spools, not waited for","default":0},{"name":"started_at","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"doc":"when the shards were cut","default":null},{"name":"finished_at","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"default":null},{"name":"balanced","type":"boolean"},{"name":"updated_at","type":{"type":"long","logicalType":"timestamp-micros"}}]}],"default":null},{"name":"shard","type":["null",{"type":"record","name":"ShardDone","doc":"","fields":[{"name":"shard","type":"int"},{"name":"of","type":"int"},{"name":"candidates","type":"long"},{"name":"children","type":"int","doc":"shards it was split into instead"},{"name":"done_at","type":{"type":"long","logicalType":"timestamp-micros"}}]}],"default":null},{"name":"counters","type":["null",{"type":"record","name":"RunCounters","doc":"one person partition's part of a run","fields":[{"name":"partition","type":"int"},{"name":"repeats","type":"long"},{"name":"excluded","type":{"type":"array","items":{"type":"record","name":"ReasonCount","doc":"","fields":[{"name":"reason","type":"string"},{"name":"count","type":"long"}]}}},{"name":"requested","type":"long"},{"name":"waiting","type":"long"},{"name":"rejected","type":"long"},{"name":"accepted","type":"long"},{"name":"failed","type":"long"},{"name":"uncertain","type":"long"},{"name":"expired","type":"long"},{"name":"cancelled","type":"long"},{"name":"parked","type":"long"},{"name":"updated_at","type":{"type":"long","logicalType":"timestamp-micros"}}]}],"default":null}]}`
+const schemaOfRun = `{"type":"record","name":"Run","namespace":"hikyaku","doc":"runs is keyed by run_id (state), run_id/shard (done mark) and run_id/partition (counters); one of the three is set","fields":[{"name":"run_id","type":{"type":"fixed","name":"Id128","size":16,"doc":"128-bit identity: the first 16 bytes of SHA-256 over length-prefixed fields; 32 hex digits in text"}},{"name":"campaign_id","type":"string"},{"name":"state","type":["null",{"type":"record","name":"RunState","doc":"written by the driver only","fields":[{"name":"state","type":"string","doc":"preparing, blocked, resolving, sending, balancing, finished, cancelled, failed, refused"},{"name":"note","type":"string","doc":"why it is blocked, refused or not yet balanced, in words"},{"name":"campaign_version","type":"long"},{"name":"audience_id","type":"string"},{"name":"audience_version","type":"long"},{"name":"template_id","type":"string"},{"name":"template_version","type":"long"},{"name":"channel","type":"string"},{"name":"lane","type":"string"},{"name":"policy","type":"string"},{"name":"consent","type":"string"},{"name":"request_id","type":["null","Id128"],"default":null},{"name":"requested_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"as_of","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"the audience is what was true at this moment"},{"name":"segments","type":{"type":"array","items":{"type":"record","name":"SegmentPin","doc":"the imports that make up a segment, as a run saw them","fields":[{"name":"segment_id","type":"string"},{"name":"import_ids","type":{"type":"array","items":"Id128"},"doc":"in the order in which they count: the last that lists a person says whether she is a member"},{"name":"removes","type":{"type":"array","items":"Id128"},"doc":"those of import_ids that remove whom they list","default":[]}]}}},{"name":"expires_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"shards","type":"int","doc":"number of shards first cut; 0 until then"},{"name":"expected","type":"long","doc":"people counted before the shards were cut"},{"name":"cancel_requested","type":"boolean"},{"name":"unread_spool_events","type":"long","doc":"events in collectors' spools, not waited for","default":0},{"name":"started_at","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"doc":"when the shards were cut","default":null},{"name":"finished_at","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"default":null},{"name":"balanced","type":"boolean"},{"name":"updated_at","type":{"type":"long","logicalType":"timestamp-micros"}}]}],"default":null},{"name":"shard","type":["null",{"type":"record","name":"ShardDone","doc":"","fields":[{"name":"shard","type":"int"},{"name":"of","type":"int"},{"name":"candidates","type":"long"},{"name":"children","type":"int","doc":"shards it was split into instead"},{"name":"done_at","type":{"type":"long","logicalType":"timestamp-micros"}}]}],"default":null},{"name":"counters","type":["null",{"type":"record","name":"RunCounters","doc":"one person partition's part of a run","fields":[{"name":"partition","type":"int"},{"name":"repeats","type":"long"},{"name":"excluded","type":{"type":"array","items":{"type":"record","name":"ReasonCount","doc":"","fields":[{"name":"reason","type":"string"},{"name":"count","type":"long"}]}}},{"name":"requested","type":"long"},{"name":"waiting","type":"long"},{"name":"rejected","type":"long"},{"name":"accepted","type":"long"},{"name":"failed","type":"long"},{"name":"uncertain","type":"long"},{"name":"expired","type":"long"},{"name":"cancelled","type":"long"},{"name":"parked","type":"long"},{"name":"updated_at","type":{"type":"long","logicalType":"timestamp-micros"}}]}],"default":null}]}`
 
 // RunState is written by the driver only.
 type RunState struct {
@@ -174,7 +174,7 @@ func (m *RunState) readAvro(r *reader) {
 	m.RequestedAt = r.time()
 	m.AsOf = r.time()
 	m.Segments = nil
-	for n := r.block(2); n > 0; n = r.block(2) {
+	for n := r.block(3); n > 0; n = r.block(3) {
 		items := extend(&m.Segments, n)
 		for i := range items {
 			items[i].readAvro(r)
@@ -202,7 +202,8 @@ func (m *RunState) readAvro(r *reader) {
 // SegmentPin is the imports that make up a segment, as a run saw them.
 type SegmentPin struct {
 	SegmentID string        `json:"segment_id"`
-	ImportIDs []identity.ID `json:"import_ids"`
+	ImportIDs []identity.ID `json:"import_ids"` // in the order in which they count: the last that lists a person says whether she is a member
+	Removes   []identity.ID `json:"removes"`    // those of import_ids that remove whom they list
 }
 
 func (m *SegmentPin) appendAvro(b []byte) []byte {
@@ -214,6 +215,13 @@ func (m *SegmentPin) appendAvro(b []byte) []byte {
 		}
 	}
 	b = append(b, 0)
+	if n := len(m.Removes); n > 0 {
+		b = appendLong(b, int64(n))
+		for i := range m.Removes {
+			b = append(b, m.Removes[i][:]...)
+		}
+	}
+	b = append(b, 0)
 	return b
 }
 
@@ -222,6 +230,13 @@ func (m *SegmentPin) readAvro(r *reader) {
 	m.ImportIDs = nil
 	for n := r.block(16); n > 0; n = r.block(16) {
 		items := extend(&m.ImportIDs, n)
+		for i := range items {
+			items[i] = r.id()
+		}
+	}
+	m.Removes = nil
+	for n := r.block(16); n > 0; n = r.block(16) {
+		items := extend(&m.Removes, n)
 		for i := range items {
 			items[i] = r.id()
 		}

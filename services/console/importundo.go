@@ -98,9 +98,9 @@ func (a *app) again(ctx context.Context, arg string, q *asking) error {
 			return nil, err
 		}
 		e := t.last(of.ImportID)
-		e.SpecVersion, e.Undoes, e.Again, e.SegmentID = head.Number, "", 0, ""
+		e.SpecVersion, e.Undoes, e.Again, e.SegmentID, e.SegmentMode = head.Number, "", 0, "", definition.SegmentReplace
 		if spec.Segment != nil {
-			e.SegmentID = spec.Segment.ID
+			e.SegmentID, e.SegmentMode = spec.Segment.ID, spec.Segment.ModeOrReplace()
 		}
 		// As often as the object was imported under this version of the spec.
 		for e.ImportID = importfile.ID(e); t.last(e.ImportID) != nil; e.ImportID = importfile.ID(e) {

@@ -55,7 +55,10 @@ func (i *importing) run(ctx, work context.Context, readingDone func()) error {
 		case importfile.StatePublished:
 			if err = i.awaitLoaded(ctx, work, i.at.Published); err == nil {
 				crash.At(crash.ImporterArrived)
-				err = i.move(work, importfile.StateLoaded)
+				// Before it is loaded: from then on it counts.
+				if err = i.tooManyImports(work); err == nil {
+					err = i.move(work, importfile.StateLoaded)
+				}
 			}
 		case importfile.StateLoaded:
 			if i.at.Undoes == "" {
@@ -360,9 +363,9 @@ func (i *importing) passed(ctx context.Context, resolved *bool, published kafka.
 	return len(left) > 0, err
 }
 
-// finish makes the segment point at the import and writes what its owner reads.
+// finish makes the import count in its segment and writes what its owner reads.
 func (i *importing) finish(work context.Context) error {
-	superseded, err := i.pointSegment(work)
+	superseded, err := i.endSegment(work)
 	if err != nil {
 		return err
 	}

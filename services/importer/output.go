@@ -10,7 +10,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,10 +20,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
-	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
-	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
@@ -90,60 +87,6 @@ func isFenced(err error) bool {
 		}
 	}
 	return false
-}
-
-// pointSegment makes the segment consist of this import, unless one announced
-// later has been faster: then this one is superseded, and says so.
-func (i *importing) pointSegment(work context.Context) (superseded bool, err error) {
-	if i.at.SegmentID == "" {
-		return false, nil
-	}
-	body, err := definitions.Segment{Imports: []identity.ID{i.at.ImportID}}.Encode()
-	if err != nil {
-		return false, err
-	}
-	// One import of this process at a time, so that they do not overtake each other.
-	if err := i.pointing.Acquire(work, 1); err != nil {
-		return false, errStopped
-	}
-	defer i.pointing.Release(1)
-	for {
-		// What the store does not know yet is a conflict below.
-		head, inForce := i.definitions.Head(definitions.KindSegment, i.at.SegmentID)
-		if inForce {
-			now, err := definitions.DecodeSegment(head)
-			if err != nil {
-				return false, err
-			}
-			if slices.Contains(now.Imports, i.at.ImportID) {
-				return false, nil
-			}
-			// Whoever pointed the segment at an import had committed its record.
-			if err := i.progress.table.CaughtUp(work); err != nil {
-				return false, fault.Transient(fmt.Errorf("reading the imports of segment %s: %w", i.at.SegmentID, err))
-			}
-			for _, id := range now.Imports {
-				if e := i.progress.get(id); e != nil && later(&e.Import, &i.at) {
-					i.log.Info("import is superseded", "segment_id", i.at.SegmentID, "by", id.String())
-					return true, nil
-				}
-			}
-		}
-		_, err := definitions.Write(work, i.cluster, "import:"+i.at.ImportID.String(), []definitions.Change{{
-			Kind: definitions.KindSegment, ID: i.at.SegmentID, Body: body, ReplacesVersion: head.Number,
-		}})
-		var conflict *definitions.Conflict
-		if err == nil {
-			return false, nil
-		}
-		// Another has changed the segment: look again.
-		if !errors.As(err, &conflict) {
-			return false, err
-		}
-		if err := i.definitions.CaughtUp(work); err != nil {
-			return false, fault.Transient(fmt.Errorf("reading segment %s: %w", i.at.SegmentID, err))
-		}
-	}
 }
 
 // report is <object>.report.json.

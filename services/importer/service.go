@@ -520,7 +520,7 @@ func (s *Service) own(ctx, work context.Context, j job, readingDone func()) erro
 			AnnouncedAt: now, StartedAt: now, Line: 1,
 		}
 		if spec.Segment != nil {
-			i.at.SegmentID = spec.Segment.ID // and its mode
+			i.at.SegmentID, i.at.SegmentMode = spec.Segment.ID, spec.Segment.ModeOrReplace()
 		}
 		if err := i.move(work, importfile.StateAnnounced); err != nil {
 			return err

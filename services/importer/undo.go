@@ -149,11 +149,10 @@ func (i *importing) finishUndo(ctx, work context.Context) error {
 		}
 	}
 	crash.At(crash.ImporterUndone)
-	if err := i.progress.table.CaughtUp(work); err != nil {
-		return fault.Transient(fmt.Errorf("reading the imports of segment %s: %w", of.SegmentID, err))
-	}
-	if _, err := i.pointSegment(work); err != nil {
-		return err
+	if of.SegmentID != "" {
+		if _, err := i.pointSegment(work, of.SegmentID, identity.ID{}, of.ImportID); err != nil {
+			return err
+		}
 	}
 	end, err := i.cluster.HighWatermarks(work, topic.Imports)
 	if err != nil {

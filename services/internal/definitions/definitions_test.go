@@ -174,7 +174,15 @@ func TestASegmentIsItsImports(t *testing.T) {
 	require.JSONEq(t, `{"imports":["`+id.String()+`"]}`, string(body))
 	s, err := definitions.DecodeSegment(definitions.Version{Body: body})
 	require.NoError(t, err)
-	require.Equal(t, []identity.ID{id}, s.Imports)
+	require.Equal(t, definitions.Segment{Imports: []identity.ID{id}}, s)
+
+	undone := identity.Hash("y")
+	body, err = definitions.Segment{Imports: []identity.ID{id}, Removes: []identity.ID{id}, Undone: undone}.Encode()
+	require.NoError(t, err)
+	require.JSONEq(t, `{"imports":["`+id.String()+`"],"removes":["`+id.String()+`"],"undone":"`+undone.String()+`"}`, string(body))
+	body, err = definitions.Segment{}.Encode()
+	require.NoError(t, err)
+	require.JSONEq(t, `{"imports":[]}`, string(body), "a segment that no import makes up has no members")
 }
 
 // What cannot be read concerns those who name it: everybody else goes on, and

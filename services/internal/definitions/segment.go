@@ -3,7 +3,9 @@ package definitions
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
+	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 )
 
@@ -11,14 +13,32 @@ import (
 // imports make up the segment now. Its id is the segment's.
 const KindSegment = "Segment"
 
-// Segment is the body of a KindSegment definition: a person is a member who is
-// in one of the imports.
+// Segment is the body of a KindSegment definition: a person is a member if the
+// last of the imports that lists her is not one that removes.
 type Segment struct {
-	Imports []identity.ID `json:"imports"`
+	Imports []identity.ID `json:"imports"`           // in the order in which they count
+	Removes []identity.ID `json:"removes,omitempty"` // those of Imports that remove whom they list
+
+	// Why the version was written; at most one is set.
+	Ended  identity.ID `json:"ended,omitzero"`  // an import ended
+	Undone identity.ID `json:"undone,omitzero"` // an import was undone
+}
+
+// Same says whether two versions have the same members.
+func (s Segment) Same(o Segment) bool {
+	return slices.Equal(s.Imports, o.Imports) && slices.Equal(s.Removes, o.Removes)
+}
+
+// Pin is what a run keeps of a segment.
+func (s Segment) Pin(id string) event.SegmentPin {
+	return event.SegmentPin{SegmentID: id, ImportIDs: s.Imports, Removes: s.Removes}
 }
 
 // Encode returns the canonical body.
 func (s Segment) Encode() ([]byte, error) {
+	if s.Imports == nil {
+		s.Imports = []identity.ID{}
+	}
 	body, err := json.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("encoding segment: %w", err)
