@@ -97,10 +97,13 @@ func (s *stack) requireEvents(acknowledged []string) {
 }
 
 // rows asks ClickHouse past the services.
-func (s *stack) rows(query string) (rows []map[string]any) {
+func (s *stack) rows(query string) []map[string]any { return s.lines("sql", query) }
+
+// lines are what a command prints with --json, as JSON Lines.
+func (s *stack) lines(args ...string) (rows []map[string]any) {
 	s.t.Helper()
 	var out, errs bytes.Buffer
-	code := console.Main([]string{"sql", query, "--json"}, envconfig.MapLookuper(s.env), strings.NewReader(""), &out, &errs)
+	code := console.Main(append(args, "--json"), envconfig.MapLookuper(s.env), strings.NewReader(""), &out, &errs)
 	require.Zero(s.t, code, errs.String())
 	for d := json.NewDecoder(&out); d.More(); {
 		var row map[string]any

@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -55,14 +56,17 @@ func (b *bench) everything() string {
 	} {
 		all = append(all, b.rows(query))
 	}
-	var members any
-	b.hikyaku(&members, "audience", "list", "members", "--limit", "10000")
-	text, err := json.MarshalIndent(append(all, members), "", " ")
+	text, err := json.MarshalIndent(append(all, b.lines("audience", "members", "--members")), "", " ")
 	require.NoError(b.t, err)
 	return string(text)
 }
 
-// imported uploads a file, waits until its import has ended and returns its id.
+// untimed leaves out when profiles were made and changed.
+func untimed(everything string) string {
+	return regexp.MustCompile(`"(created|updated)_at": "[^"]*",?`).ReplaceAllString(everything, "")
+}
+
+// importedAs uploads a file, waits until its import has ended and returns its id.
 func (b *bench) importedAs(name, text string) string {
 	b.t.Helper()
 	b.upload("members", name, text)
@@ -112,7 +116,7 @@ func TestAnUndoneImportLeavesWhatWasBefore(t *testing.T) {
 	b.hikyaku(&again, "import", "again", second, "--yes")
 	require.Equal(t, "done", again.State)
 	require.Equal(t, 1, again.Again)
-	require.Equal(t, strings.ReplaceAll(afterBoth, second, again.ImportID), b.everything(), "as after both")
+	require.Equal(t, untimed(afterBoth), untimed(b.everything()), "as after both")
 
 	// The other way round.
 	undo(first)
