@@ -29,14 +29,16 @@ import (
 	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/schedule"
 	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/state"
 	"github.com/hikyaku/hikyaku/services/internal/admit"
+	"github.com/hikyaku/hikyaku/services/internal/audience"
 )
 
 // rememberMessages is how long the id of a message is known, so that a repeat
 // is recognised.
 const rememberMessages = 90 * 24 * time.Hour
 
-// rememberImports is how many imports of one segment a person's state keeps:
-// undo is another flip of the pointer, so the older lists must still be there.
+// rememberImports is how many imports of one segment a person's state keeps, the one
+// in force among them: an undo brings back what an older list said, so those that
+// came last must still be there.
 const rememberImports = 16
 
 // rememberAtMost bounds them: a record that grew beyond what Kafka takes could
@@ -66,6 +68,7 @@ type personLoop struct {
 	driven    map[identity.ID]*event.Run        // latest state of runs that this instance drives
 	rates     map[int32]*rate
 	schedules map[string]scheduledAt // by campaign, decoded once per version
+	segments  map[string]segmentAt   // by segment, likewise
 	batch     *batch                 // of the transaction in flight
 
 	mu    sync.Mutex
@@ -75,6 +78,11 @@ type personLoop struct {
 type scheduledAt struct {
 	version int64
 	at      definition.At
+}
+
+type segmentAt struct {
+	version int64
+	pin     *event.SegmentPin
 }
 
 // rate counts endings per second of the last minute on one partition.
@@ -87,7 +95,7 @@ type rate struct {
 func newPersonLoop(c *kafka.Cluster, cfg Config, log *slog.Logger, m *metrics) *personLoop {
 	return &personLoop{cluster: c, cfg: cfg, log: log, metrics: m,
 		now: map[int32]time.Time{}, counters: map[counterKey]*event.RunCounters{}, driven: map[identity.ID]*event.Run{},
-		rates: map[int32]*rate{}, schedules: map[string]scheduledAt{}}
+		rates: map[int32]*rate{}, schedules: map[string]scheduledAt{}, segments: map[string]segmentAt{}}
 }
 
 // decode reads a value of one of our own changelogs. What cannot be read is one
@@ -265,7 +273,14 @@ func (l *personLoop) join(b *batch, m *event.SegmentMember, partition int32) err
 			}
 		}
 		if n > rememberImports {
+			kept := -1 // files of one segment may be read long after ones announced later
+			if now := l.segmentNow(m.SegmentID); now != nil {
+				kept, _ = inForce(now, list)
+			}
 			oldest := slices.IndexFunc(list, inSegment)
+			if oldest == kept {
+				oldest += 1 + slices.IndexFunc(list[oldest+1:], inSegment)
+			}
 			list = slices.Delete(list, oldest, oldest+1)
 		}
 	}
@@ -277,6 +292,39 @@ func (l *personLoop) join(b *batch, m *event.SegmentMember, partition int32) err
 	}
 	c.dirty = true
 	return nil
+}
+
+// inForce returns which of a person's memberships says whether she is in the segment,
+// -1 if none does, and what it says.
+func inForce(pin *event.SegmentPin, list []event.Membership) (at int, member bool) {
+	at = -1
+	_, member = audience.InForce(pin, func(id identity.ID) bool {
+		i := slices.IndexFunc(list, func(m event.Membership) bool { return m.SegmentID == pin.SegmentID && m.ImportID == id })
+		if i >= 0 {
+			at = i
+		}
+		return i >= 0
+	})
+	return at, member
+}
+
+// segmentNow is what makes up a segment, decoded once per version; nil if nothing
+// does, or it cannot be read.
+func (l *personLoop) segmentNow(id string) *event.SegmentPin {
+	v, ok := l.defs.Head(definitions.KindSegment, id)
+	if !ok {
+		return nil
+	}
+	if known, ok := l.segments[id]; ok && known.version == v.Number {
+		return known.pin
+	}
+	now := segmentAt{version: v.Number}
+	if s, err := definitions.DecodeSegment(v); err == nil {
+		pin := s.Pin(id)
+		now.pin = &pin
+	}
+	l.segments[id] = now
+	return now.pin
 }
 
 // settle moves a message to the class that its outcomes say.
@@ -432,11 +480,9 @@ func (l *personLoop) requestMessage(b *batch, id identity.ID, q *event.Candidate
 		if err != nil {
 			return err
 		}
-		for _, pin := range run.Segments {
-			for i := range memberships.rec.Memberships {
-				if m := &memberships.rec.Memberships[i]; m.SegmentID == pin.SegmentID && slices.Contains(pin.ImportIDs, m.ImportID) {
-					req.Segments = append(req.Segments, event.SegmentValues{SegmentID: m.SegmentID, Attributes: m.Attributes})
-				}
+		for i := range run.Segments {
+			if m, member := inForce(&run.Segments[i], memberships.rec.Memberships); member {
+				req.Segments = append(req.Segments, event.SegmentValues{SegmentID: memberships.rec.Memberships[m].SegmentID, Attributes: memberships.rec.Memberships[m].Attributes})
 			}
 		}
 	}
@@ -594,7 +640,7 @@ func (l *personLoop) versions(campaignID string) (v schedule.Versions, missing s
 			if err != nil {
 				return v, err.Error()
 			}
-			pin.ImportIDs = s.Imports
+			pin = s.Pin(segment)
 		} else if why := l.defs.Unreadable(definitions.KindSegment, segment, 0); why != "" {
 			return v, fmt.Sprintf("which imports make up segment %s cannot be read (%s)", segment, why)
 		}

@@ -91,7 +91,7 @@ func audienceNow(store *definitions.Store, id string) (*definition.Audience, aud
 			if err != nil {
 				return nil, at, err
 			}
-			pin.ImportIDs = s.Imports
+			pin = s.Pin(segment)
 		}
 		at.Segments = append(at.Segments, pin)
 	}

@@ -94,7 +94,7 @@ type storedRun struct {
 }
 
 const (
-	runsQuery = `SELECT run_id, state, note, audience_id, audience_version, as_of, segments FROM runs WHERE campaign_id = ? ORDER BY requested_at DESC, run_id`
+	runsQuery = `SELECT run_id, state, note, audience_id, audience_version, as_of, segments, segment_removals FROM runs WHERE campaign_id = ? ORDER BY requested_at DESC, run_id`
 	// A message's id derives from run and person, so that each query finds it by
 	// the tables' key.
 	inputQuery   = `SELECT requested_at, address, template_id, template_version FROM message_inputs WHERE run_id = toUUID(?) AND message_id = toUUID(?)`
@@ -182,8 +182,8 @@ func (a *app) runsOf(ctx context.Context, campaign string) ([]storedRun, error) 
 	for rows.Next() {
 		var r storedRun
 		var id uuid.UUID
-		var segments map[string][]uuid.UUID
-		if err := rows.Scan(&id, &r.state, &r.note, &r.audienceID, &r.audienceVersion, &r.asOf, &segments); err != nil {
+		var segments, removals map[string][]uuid.UUID
+		if err := rows.Scan(&id, &r.state, &r.note, &r.audienceID, &r.audienceVersion, &r.asOf, &segments, &removals); err != nil {
 			return nil, fmt.Errorf("reading the runs of %s: %w", campaign, err)
 		}
 		r.id = identity.ID(id)
@@ -191,6 +191,9 @@ func (a *app) runsOf(ctx context.Context, campaign string) ([]storedRun, error) 
 			pin := event.SegmentPin{SegmentID: segment}
 			for _, i := range imports {
 				pin.ImportIDs = append(pin.ImportIDs, identity.ID(i))
+			}
+			for _, i := range removals[segment] {
+				pin.Removes = append(pin.Removes, identity.ID(i))
 			}
 			r.segments = append(r.segments, pin)
 		}

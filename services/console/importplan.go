@@ -17,6 +17,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
+	"github.com/hikyaku/hikyaku/services/internal/audience"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
@@ -95,6 +96,7 @@ type plannedPeople struct {
 
 type plannedSegment struct {
 	SegmentID string `json:"segment_id"`
+	Mode      string `json:"mode"` // replace, add or remove
 	Joins     int64  `json:"joins"`
 	Stays     int64  `json:"stays"`
 	Leaves    int64  `json:"leaves"`
@@ -207,7 +209,7 @@ type planning struct {
 	rejects importfile.Tally
 	seen    map[identity.ID]uint8 // what is known of each person listed
 	pending map[string]*event.ProfilePatch
-	imports []identity.ID // that make up the segment now
+	segment event.SegmentPin // as it is now
 }
 
 // What is known of a person.
@@ -225,7 +227,7 @@ func (p *planning) connect(ctx context.Context) (err error) {
 	if p.spec.Segment == nil {
 		return nil
 	}
-	p.result.Segment = &plannedSegment{SegmentID: p.spec.Segment.ID}
+	p.result.Segment = &plannedSegment{SegmentID: p.spec.Segment.ID, Mode: p.spec.Segment.ModeOrReplace()}
 	store, err := p.definitions(ctx)
 	if err != nil {
 		return err
@@ -235,7 +237,7 @@ func (p *planning) connect(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		p.imports = now.Imports
+		p.segment = now.Pin(p.spec.Segment.ID)
 	}
 	return nil
 }
@@ -457,21 +459,12 @@ func changes(now *person, patch *event.ProfilePatch) bool {
 	return patch.Locale != nil && *patch.Locale != now.locale || patch.TimeZone != nil && *patch.TimeZone != now.timeZone
 }
 
-// inSegment are the conditions of membership, and their arguments.
-func (p *planning) inSegment() (where string, args []any) {
-	args = append(args, p.spec.Segment.ID)
-	for _, id := range p.imports {
-		args = append(args, id.UUID())
-	}
-	return `segment_id = ? AND import_id IN (` + placeholders(len(p.imports), "toUUID(?)") + `)`, args
-}
-
 func (p *planning) members(ctx context.Context, ids []string, state map[string]uint8) error {
-	if p.result.Segment == nil || len(p.imports) == 0 {
+	if len(p.segment.ImportIDs) == 0 {
 		return nil
 	}
-	where, args := p.inSegment()
-	found, err := p.conn.Query(ctx, `SELECT DISTINCT user_id FROM segment_member_rows WHERE `+where+` AND user_id IN (?)`, append(args, ids)...)
+	q := audience.Segment(&p.segment, ids)
+	found, err := p.conn.Query(ctx, q.SQL, q.Args...)
 	if err != nil {
 		return fmt.Errorf("reading members of segment %s: %w", p.spec.Segment.ID, err)
 	}
@@ -499,7 +492,7 @@ func (p *planning) sum(ctx context.Context) error {
 	}
 	people := p.result.People
 	people.Listed = int64(len(p.seen))
-	var stays int64
+	var listed int64 // of the segment's members
 	for _, s := range p.seen {
 		switch {
 		case s&personKnown == 0:
@@ -510,36 +503,50 @@ func (p *planning) sum(ctx context.Context) error {
 			people.Same++
 		}
 		if s&personMember != 0 {
-			stays++
+			listed++
 		}
 	}
 	if p.result.Segment == nil {
 		return nil
 	}
-	p.result.Segment.Stays, p.result.Segment.Joins = stays, people.Listed-stays
-	if len(p.imports) == 0 {
-		return nil
+	members := uint64(listed)
+	if len(p.segment.ImportIDs) > 0 {
+		q := audience.Segment(&p.segment, nil)
+		q.SQL = `SELECT uniqExact(user_id) FROM (` + q.SQL + `)`
+		p.sql(q.SQL, q.Args...)
+		if err := p.conn.QueryRow(ctx, q.SQL, q.Args...).Scan(&members); err != nil {
+			return fmt.Errorf("counting members of segment %s: %w", p.spec.Segment.ID, err)
+		}
 	}
-	where, args := p.inSegment()
-	var members uint64
-	query := `SELECT uniqExact(user_id) FROM segment_member_rows WHERE ` + where
-	p.sql(query, args...)
-	if err := p.conn.QueryRow(ctx, query, args...).Scan(&members); err != nil {
-		return fmt.Errorf("counting members of segment %s: %w", p.spec.Segment.ID, err)
-	}
-	p.result.Segment.Leaves = int64(members) - stays
+	p.result.Segment.judge(people.Listed, listed, int64(members))
 	return nil
+}
+
+// judge says what becomes of the members, of whom some are among the people listed.
+func (s *plannedSegment) judge(listed, listedMembers, members int64) {
+	switch s.Mode {
+	case definition.SegmentAdd:
+		s.Joins, s.Stays = listed-listedMembers, members
+	case definition.SegmentRemove:
+		s.Stays, s.Leaves = members-listedMembers, listedMembers
+	default:
+		s.Joins, s.Stays, s.Leaves = listed-listedMembers, listedMembers, members-listedMembers
+	}
 }
 
 func (p *planning) print() {
 	a, o := p.app, &p.result
-	fmt.Fprintf(a.out, "%s by %s: %s rows, %s rejected; %s profile updates, %s segment members, %s events\n",
-		filepath.Base(o.File), o.Spec, thousands(o.Rows), thousands(o.Rejected), thousands(o.ProfileUpdates), thousands(o.SegmentMembers), thousands(o.Events))
+	mode := ""
+	if p.spec.Segment != nil {
+		mode = p.spec.Segment.Mode
+	}
+	fmt.Fprintf(a.out, "%s by %s: %s rows, %s rejected; %s\n",
+		filepath.Base(o.File), o.Spec, thousands(o.Rows), thousands(o.Rejected), madeOf(mode, o.ProfileUpdates, o.SegmentMembers, o.Events))
 	if n := o.People; n != nil {
 		fmt.Fprintf(a.out, "%s people: %s are new, %s would change, %s would stay as they are\n", thousands(n.Listed), thousands(n.New), thousands(n.Changed), thousands(n.Same))
 	}
 	if s := o.Segment; s != nil {
-		fmt.Fprintf(a.out, "segment %s: %s would join, %s stay, %s leave\n", s.SegmentID, thousands(s.Joins), thousands(s.Stays), thousands(s.Leaves))
+		fmt.Fprintf(a.out, "segment %s (%s): %s would join, %s stay, %s leave\n", s.SegmentID, s.Mode, thousands(s.Joins), thousands(s.Stays), thousands(s.Leaves))
 	}
 	if len(o.RejectedBy) > 0 {
 		fmt.Fprintln(a.out)

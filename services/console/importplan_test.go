@@ -12,6 +12,7 @@ import (
 	"golang.org/x/text/encoding/charmap"
 
 	"github.com/hikyaku/hikyaku/schemas/identity"
+	"github.com/hikyaku/hikyaku/services/internal/definitions"
 )
 
 const guestsSpec = `kind: ImportSpec
@@ -49,7 +50,7 @@ func TestPlanSaysWhatAnImportWouldChange(t *testing.T) {
 
 	plan := s.ok("import", "plan", filepath.Join(dir, "guests.csv"), "--spec", "guests", "--json").one(t)
 	require.Equal(t, map[string]any{"listed": 3.0, "new": 1.0, "changed": 1.0, "same": 1.0}, plan["people"])
-	require.Equal(t, map[string]any{"segment_id": "tasters", "joins": 2.0, "stays": 1.0, "leaves": 1.0}, plan["segment"])
+	require.Equal(t, map[string]any{"segment_id": "tasters", "mode": "replace", "joins": 2.0, "stays": 1.0, "leaves": 1.0}, plan["segment"])
 	for name, want := range map[string]float64{"rows": 7, "rejected": 3, "profile_updates": 4, "segment_members": 4, "events": 0} {
 		require.Equal(t, want, plan[name], name)
 	}
@@ -62,8 +63,31 @@ func TestPlanSaysWhatAnImportWouldChange(t *testing.T) {
 
 	a := s.ok("import", "plan", filepath.Join(dir, "guests.csv"), "--spec", "guests")
 	require.Contains(t, a.out, "guests.csv by guests: 7 rows, 3 rejected; 4 profile updates, 4 segment members, 0 events\n"+
-		"3 people: 1 are new, 1 would change, 1 would stay as they are\nsegment tasters: 2 would join, 1 stay, 1 leave\n")
+		"3 people: 1 are new, 1 would change, 1 would stay as they are\nsegment tasters (replace): 2 would join, 1 stay, 1 leave\n")
 	require.Contains(t, a.out, "line 3: new\n  profile.city = Nara\n  profile.visits = 2\n  member.city = Nara\n  address.email =  new@example.test\n")
+}
+
+// A list that adds keeps whom it does not name; one that removes adds nobody.
+func TestAPlanCountsTheMembersByWhatTheFileDoesToThem(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	whole, removed := identity.Hash("whole"), identity.Hash("removed")
+	for user, imports := range map[string][]identity.ID{"same": {whole}, "leaves": {whole}, "gone": {whole, removed}, "moved": {removed}} {
+		for _, id := range imports {
+			s.insert("segment_member_rows", row{"segment_id": "tasters", "import_id": id, "user_id": user, "attributes": "{}"})
+		}
+	}
+	s.point("tasters", definitions.Segment{Imports: []identity.ID{whole, removed}, Removes: []identity.ID{removed}})
+	dir := files(t, map[string]string{"guests.csv": guestsCSV})
+	for mode, want := range map[string]string{
+		"replace": "4 profile updates, 4 segment members, 0 events\n3 people: 3 are new, 0 would change, 0 would stay as they are\nsegment tasters (replace): 2 would join, 1 stay, 1 leave\n",
+		"add":     "4 profile updates, 4 segment members, 0 events\n3 people: 3 are new, 0 would change, 0 would stay as they are\nsegment tasters (add): 2 would join, 2 stay, 0 leave\n",
+		"remove":  "4 profile updates, 4 removals from the segment, 0 events\n3 people: 3 are new, 0 would change, 0 would stay as they are\nsegment tasters (remove): 0 would join, 1 stay, 1 leave\n",
+	} {
+		spec := filepath.Join(dir, mode+".yaml")
+		require.NoError(t, os.WriteFile(spec, []byte(strings.Replace(guestsSpec, "segment: {id: tasters, attributes: {city: {column: city}}}", "segment: {id: tasters, mode: "+mode+"}", 1)), 0o600))
+		require.Contains(t, s.ok("import", "plan", filepath.Join(dir, "guests.csv"), "--spec-file", spec).out, want, mode)
+	}
 }
 
 func TestAPlanNeedsNothingButTheFileAndTheSpec(t *testing.T) {

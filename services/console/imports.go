@@ -17,6 +17,7 @@ import (
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 
+	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
@@ -102,9 +103,10 @@ type shownImport struct {
 	ProfileUpdates int64       `json:"profile_updates"`
 	SegmentMembers int64       `json:"segment_members"`
 	Events         int64       `json:"events"`
-	Segment        string      `json:"segment"` // that it fills, or empty
-	Undoes         string      `json:"undoes"`  // import_id of the import that it takes back, or empty
-	Again          int64       `json:"again"`   // how often the object was imported before, if it is repeated
+	Segment        string      `json:"segment"`      // that it fills, or empty
+	SegmentMode    string      `json:"segment_mode"` // replace, add or remove; empty without one
+	Undoes         string      `json:"undoes"`       // import_id of the import that it takes back, or empty
+	Again          int64       `json:"again"`        // how often the object was imported before, if it is repeated
 	RowsPerSecond  *float64    `json:"rows_per_second"`
 	SecondsLeft    *float64    `json:"seconds_left"` // until all is read; null unless that can be told
 	Seconds        float64     `json:"seconds"`      // since it began, or that it took
@@ -146,8 +148,12 @@ func (p *importPicture) at(now time.Time) shownImport {
 	s := shownImport{
 		ImportID: p.ImportID, Spec: p.SpecID, SpecVersion: p.SpecVersion, Bucket: p.Bucket, Key: p.Key, VersionID: p.VersionID, LastModified: p.LastModified,
 		State: p.State, Error: p.Error, SizeBytes: p.SizeBytes, OffsetBytes: p.OffsetBytes, Line: p.Line, Rows: p.Rows, Rejected: p.Rejected,
-		ProfileUpdates: p.ProfileUpdates, SegmentMembers: p.SegmentMembers, Events: p.Events, Segment: p.SegmentID, Undoes: p.Undoes, Again: p.Again,
+		ProfileUpdates: p.ProfileUpdates, SegmentMembers: p.SegmentMembers, Events: p.Events, Segment: p.SegmentID, SegmentMode: p.SegmentMode,
+		Undoes: p.Undoes, Again: p.Again,
 		AnnouncedAt: p.AnnouncedAt, StartedAt: p.StartedAt, UpdatedAt: p.UpdatedAt,
+	}
+	if s.Segment == "" {
+		s.SegmentMode = ""
 	}
 	if importfile.Ended(p.State) {
 		took := p.UpdatedAt.Sub(p.StartedAt).Seconds()
@@ -666,13 +672,22 @@ func (w *wholeImport) next() []string {
 		out = append(out, "The rejects file and the report lie beside the object, unless it was replaced or removed, or the importer has no right to write there.")
 	}
 	if w.State == importfile.StateDone && w.Rejected > 0 {
-		if w.Segment != "" {
+		if w.SegmentMode == definition.SegmentReplace {
 			out = append(out, "To import them, mend the whole file and upload it: one with only these rows would become the whole segment.")
 		} else {
 			out = append(out, "To import them, mend them and upload them as a file of their own.")
 		}
 	}
 	return out
+}
+
+// madeOf says how many records an import made.
+func madeOf(segmentMode string, profileUpdates, segmentMembers, events int64) string {
+	members := "segment members"
+	if segmentMode == definition.SegmentRemove {
+		members = "removals from the segment"
+	}
+	return fmt.Sprintf("%s profile updates, %s %s, %s events", thousands(profileUpdates), thousands(segmentMembers), members, thousands(events))
 }
 
 func (a *app) printImport(w *wholeImport) {
@@ -690,13 +705,21 @@ func (a *app) printImport(w *wholeImport) {
 	}
 	rows = append(rows, []string{"object of", moment(w.LastModified)}, []string{"spec", w.Spec + ", version " + strconv.FormatInt(w.SpecVersion, 10)},
 		[]string{"read", w.share()}, []string{"rows", fmt.Sprintf("%s, of which %s were rejected", thousands(w.Rows), thousands(w.Rejected))},
-		[]string{"made", fmt.Sprintf("%s profile updates, %s segment members, %s events", thousands(w.ProfileUpdates), thousands(w.SegmentMembers), thousands(w.Events))})
+		[]string{"made", madeOf(w.SegmentMode, w.ProfileUpdates, w.SegmentMembers, w.Events)})
 	if w.Segment != "" {
 		segment := w.Segment
-		if w.Current != nil && *w.Current {
-			segment += ", made up of this import"
-		} else if w.Current != nil {
+		switch {
+		case w.Current == nil && w.SegmentMode != definition.SegmentReplace:
+			segment += ", mode " + w.SegmentMode
+		case w.Current == nil:
+		case !*w.Current:
 			segment += ", made up of another import now"
+		case w.SegmentMode == definition.SegmentAdd:
+			segment += ", to which it adds"
+		case w.SegmentMode == definition.SegmentRemove:
+			segment += ", from which it removes"
+		default:
+			segment += ", made up of this import"
 		}
 		rows = append(rows, []string{"segment", segment})
 	}

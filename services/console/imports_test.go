@@ -191,6 +191,17 @@ func TestShowSaysWhyAnImportFailedAndWhatToDo(t *testing.T) {
 	point(failed, 1)
 	require.Equal(t, false, s.ok("imports", "show", newer.String(), "--json").one(t)["segment_current"])
 	require.Contains(t, s.ok("imports", "show", newer.String()).out, "made up of another import now")
+
+	for mode, says := range map[string]string{"replace": "replace, made up of this import", "add": "add, to which it adds", "remove": "remove, from which it removes"} {
+		id := s.imported("imports/"+mode+".csv", "done", func(e *event.Import) {
+			e.SegmentID, e.SegmentMode, e.SegmentMembers, e.Rejected = "list-"+mode, mode, 9, 1
+		})
+		s.point("list-"+mode, definitions.Segment{Imports: []identity.ID{id}})
+		shown := s.ok("imports", "show", id.String()).out
+		require.Contains(t, shown, "list-"+says)
+		require.Equal(t, mode == "remove", strings.Contains(shown, "9 removals from the segment"))
+		require.Equal(t, mode == "replace", strings.Contains(shown, "one with only these rows would become the whole segment"), "a file of its own adds or removes the others")
+	}
 }
 
 // answered waits for a call that was begun beside the test.

@@ -52,7 +52,13 @@ func (s *stage) inSegment(segment string, importID identity.ID, attributes strin
 	for _, u := range users {
 		s.insert("segment_member_rows", row{"segment_id": segment, "import_id": importID, "user_id": u, "attributes": attributes})
 	}
-	body, err := definitions.Segment{Imports: []identity.ID{importID}}.Encode()
+	s.point(segment, definitions.Segment{Imports: []identity.ID{importID}})
+}
+
+// point puts in force what a segment that no import has filled is made up of.
+func (s *stage) point(segment string, to definitions.Segment) {
+	s.t.Helper()
+	body, err := to.Encode()
 	require.NoError(s.t, err)
 	_, err = definitions.Write(s.t.Context(), s.cluster, "test", []definitions.Change{{Kind: definitions.KindSegment, ID: segment, Body: body}})
 	require.NoError(s.t, err)
@@ -331,6 +337,34 @@ func TestExplainTellsWhyNot(t *testing.T) {
 	require.Equal(t, exitUsage, nobody.code)
 	require.Contains(t, nobody.err, "nobody with the user_id 4711 is known")
 	require.Contains(t, s.hikyaku("explain", "helo-all", "4711").err, `did you mean "hello-all"?`)
+}
+
+// Whoever was removed from a list is no member, today and in the run that saw it so;
+// her values come from the list that made her one.
+func TestExplainAndPreviewKnowWhoWasRemovedFromAList(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.apply(tasters)
+	whole, removed, back := identity.Hash("whole"), identity.Hash("removed"), identity.Hash("back")
+	for user, lists := range map[string]map[identity.ID]string{
+		"stays": {whole: `{"coupon":"A","percent":1}`}, "gone": {whole: `{"coupon":"A","percent":1}`, removed: "{}"}, "back": {whole: `{"coupon":"A","percent":1}`, removed: "{}", back: `{"coupon":"B","percent":2}`},
+	} {
+		s.insert("profile_rows", row{"user_id": user, "revision": int64(1), "attr_string": map[string]string{"name": user}, "attr_int": map[string]int64{"since": 2011}, "attr_float": map[string]float64{"weight": 1},
+			"attr_time": map[string]int64{"born": 1}, "addresses": map[string]string{"email": user + "@example.test"}, "consents": map[string]string{"email": "subscribed"}})
+		for id, attributes := range lists {
+			s.insert("segment_member_rows", row{"segment_id": "tasters", "import_id": id, "user_id": user, "attributes": attributes})
+		}
+	}
+	s.point("tasters", definitions.Segment{Imports: []identity.ID{whole, removed, back}, Removes: []identity.ID{removed}})
+	require.EqualValues(t, 2, s.ok("audience", "tasters", "--json").one(t)["members"])
+	require.Contains(t, s.ok("explain", "coupons", "gone").out, "not a member of tasters")
+	require.Equal(t, "stays: 2 %", s.ok("preview", "coupons", "stays", "--json").one(t)["subject"])
+	require.Equal(t, "back: 3 %", s.ok("preview", "coupons", "back", "--json").one(t)["subject"])
+
+	s.insert("run_rows", row{"run_id": identity.Hash("run"), "campaign_id": "coupons", "state": "finished", "audience_id": "tasters", "audience_version": int64(1), "requested_at": time.Now(), "as_of": time.Now(),
+		"segments": map[string][]uuid.UUID{"tasters": {uuid.UUID(whole), uuid.UUID(removed)}}, "segment_removals": map[string][]uuid.UUID{"tasters": {uuid.UUID(removed)}}})
+	require.Contains(t, s.ok("explain", "coupons", "back").out, "it saw: not a member of tasters")
+	require.NotContains(t, s.ok("explain", "coupons", "stays").out, "not a member of tasters")
 }
 
 // A list that a run saw is another one today.

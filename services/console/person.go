@@ -9,11 +9,15 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/definition/filter"
 	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/services/internal/admit"
 	"github.com/hikyaku/hikyaku/services/internal/audience"
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 )
 
 // person is a profile as ClickHouse holds it.
@@ -98,7 +102,7 @@ func placeholders(n int, one string) string {
 }
 
 // memberships returns the person's places in the pinned imports, with what the
-// lists say about the person, in the order of the pins.
+// lists say about the person.
 func (a *app) memberships(ctx context.Context, userID string, pins []event.SegmentPin) ([]event.Membership, error) {
 	conn, err := a.clickhouse(ctx)
 	if err != nil {
@@ -106,32 +110,51 @@ func (a *app) memberships(ctx context.Context, userID string, pins []event.Segme
 	}
 	var out []event.Membership
 	for _, pin := range pins {
-		for _, importID := range pin.ImportIDs {
-			// The rows and not the view: its JSON column would change numbers and
-			// names with dots.
-			const query = `SELECT attributes FROM segment_member_rows FINAL WHERE segment_id = ? AND import_id = toUUID(?) AND user_id = ?`
-			a.sql(query, pin.SegmentID, importID.UUID(), userID)
-			var text string
-			err := conn.QueryRow(ctx, query, pin.SegmentID, importID.UUID(), userID).Scan(&text)
-			if errors.Is(err, sql.ErrNoRows) {
-				continue
-			}
-			if err != nil {
-				return nil, fmt.Errorf("reading memberships of segment %s: %w", pin.SegmentID, err)
-			}
-			m := event.Membership{SegmentID: pin.SegmentID, ImportID: importID}
-			var values map[string]event.Value
-			if err := json.Unmarshal([]byte(text), &values); err != nil {
-				return nil, fmt.Errorf("reading attributes of segment %s: %w", pin.SegmentID, err)
-			}
-			for name, v := range values {
-				m.Attributes = append(m.Attributes, event.NamedValue{Name: name, Value: v})
-			}
-			m.Attributes = event.Sorted(m.Attributes)
-			out = append(out, m)
+		if len(pin.ImportIDs) == 0 {
+			continue
 		}
+		of, err := a.membershipsIn(ctx, conn, userID, pin)
+		if err != nil {
+			return nil, fmt.Errorf("reading memberships of segment %s: %w", pin.SegmentID, err)
+		}
+		out = append(out, of...)
 	}
 	return out, nil
+}
+
+func (a *app) membershipsIn(ctx context.Context, conn *clickhouse.Conn, userID string, pin event.SegmentPin) ([]event.Membership, error) {
+	// The rows and not the view: its JSON column would change numbers and
+	// names with dots.
+	query := `SELECT import_id, attributes FROM segment_member_rows FINAL WHERE segment_id = ? AND user_id = ? AND import_id IN (` + placeholders(len(pin.ImportIDs), "toUUID(?)") + `)`
+	args := []any{pin.SegmentID, userID}
+	for _, id := range pin.ImportIDs {
+		args = append(args, id.UUID())
+	}
+	a.sql(query, args...)
+	rows, err := conn.Query(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []event.Membership
+	for rows.Next() {
+		var id uuid.UUID
+		var text string
+		if err := rows.Scan(&id, &text); err != nil {
+			return nil, err
+		}
+		m := event.Membership{SegmentID: pin.SegmentID, ImportID: identity.ID(id)}
+		var values map[string]event.Value
+		if err := json.Unmarshal([]byte(text), &values); err != nil {
+			return nil, fmt.Errorf("reading attributes: %w", err)
+		}
+		for name, v := range values {
+			m.Attributes = append(m.Attributes, event.NamedValue{Name: name, Value: v})
+		}
+		m.Attributes = event.Sorted(m.Attributes)
+		out = append(out, m)
+	}
+	return out, rows.Err()
 }
 
 // facts are what the filter asks about the person: attributes as they are today,

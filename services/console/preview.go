@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -100,8 +101,15 @@ func (a *app) request(ctx context.Context, c *composition, p *person, occurrence
 		Lane: "bulk", UserID: p.userID, Channel: c.template.Channel, Address: address, Policy: c.campaign.Policy,
 		RequestedAt: c.at.AsOf, ExpiresAt: c.at.AsOf.Add(c.campaign.ExpiresAfter.Duration()),
 		Locale: p.locale, TimeZone: p.timeZone, KeyID: cfg.Tracking.KeyID, Attributes: p.attributes}
-	for _, m := range members {
-		req.Segments = append(req.Segments, event.SegmentValues{SegmentID: m.SegmentID, Attributes: m.Attributes})
+	for i := range c.at.Segments {
+		pin := &c.at.Segments[i]
+		at := -1
+		if _, member := audience.InForce(pin, func(id identity.ID) bool {
+			at = slices.IndexFunc(members, func(m event.Membership) bool { return m.SegmentID == pin.SegmentID && m.ImportID == id })
+			return at >= 0
+		}); member {
+			req.Segments = append(req.Segments, event.SegmentValues{SegmentID: pin.SegmentID, Attributes: members[at].Attributes})
+		}
 	}
 	return req, nil
 }

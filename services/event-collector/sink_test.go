@@ -188,7 +188,8 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 		s.record(topic.Engagements, "u1", engagement("u1", "clicked", "https://shop.example/?a=b&c=d")),
 		s.record(topic.Runs, runID.String(), &event.Run{RunID: runID, CampaignID: "autumn", State: &event.RunState{State: "sending", Note: "n", CampaignVersion: 3,
 			AudienceID: "loyal", AudienceVersion: 2, TemplateID: "thanks", TemplateVersion: 4, Channel: "email", Lane: "bulk", Policy: "at_most_once", Consent: "not_unsubscribed",
-			RequestID: &request, RequestedAt: noon, AsOf: noon, Segments: []event.SegmentPin{{SegmentID: "tasters", ImportIDs: []identity.ID{importID}}},
+			RequestID: &request, RequestedAt: noon, AsOf: noon, Segments: []event.SegmentPin{
+				{SegmentID: "tasters", ImportIDs: []identity.ID{importID, runID}, Removes: []identity.ID{runID}}, {SegmentID: "whole", ImportIDs: []identity.ID{importID}}},
 			ExpiresAt: noon.Add(time.Hour), Shards: 1, Expected: 1, StartedAt: &started, UpdatedAt: noon}}),
 		s.record(topic.Runs, runID.String()+"/0", &event.Run{RunID: runID, CampaignID: "autumn", Shard: &event.ShardDone{Shard: 0, Of: 1, Candidates: 1, DoneAt: noon}}),
 		s.record(topic.Imports, importID.String(), anImport("announced", 0)),
@@ -226,7 +227,7 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 			"kind = 'clicked'", "url = 'https://shop.example/?a=b&c=d'", at("occurred_at", "12:01:00.123456"), "method = 'GET'", "user_agent = 'Mail/1.0'", "network = '203.0.113.0/24'", "referer = 'https://mail.example/'", origin(topic.Engagements)},
 		"runs": {"run_id = " + run, "campaign_id = 'autumn'", "state = 'sending'", "note = 'n'", "campaign_version = 3", "audience_id = 'loyal'", "audience_version = 2", "template_id = 'thanks'", "template_version = 4",
 			"channel = 'email'", "lane = 'bulk'", "policy = 'at_most_once'", "consent = 'not_unsubscribed'", "request_id = toUUID('" + request.UUID() + "')", at("as_of", "12:00:00.123456"), at("requested_at", "12:00:00.123456"),
-			"segments = map('tasters', [" + imp + "])", at("expires_at", "13:00:00.123456"), "shards = 1", "expected = 1", "NOT cancel_requested", "NOT balanced", at("assumeNotNull(started_at)", "12:00:01.123456"),
+			"mapSort(segments) = map('tasters', [" + imp + ", " + run + "], 'whole', [" + imp + "])", "segment_removals = map('tasters', [" + run + "])", at("expires_at", "13:00:00.123456"), "shards = 1", "expected = 1", "NOT cancel_requested", "NOT balanced", at("assumeNotNull(started_at)", "12:00:01.123456"),
 			"finished_at IS NULL", at("updated_at", "12:00:00.123456"), origin(topic.Runs)},
 		"imports": {"import_id = " + imp, "spec_id = 'people'", "spec_version = 3", "bucket = 'b'", "key = 'people/飛脚.csv'", "version_id = 'v'", "etag = 'e'", "size_bytes = 4000",
 			at("last_modified", "12:00:00.123456"), at("announced_at", "12:00:00.123456"), at("started_at", "12:00:01.123456"), at("updated_at", "12:00:03.123456"), "state = 'reading'", "error = 'none'",

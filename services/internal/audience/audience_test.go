@@ -63,7 +63,23 @@ func values(t *rapid.T) []event.NamedValue {
 	return event.Sorted(out)
 }
 
-var imports = []identity.ID{identity.Hash("1"), identity.Hash("2"), identity.Hash("3")}
+var imports = []identity.ID{identity.Hash("1"), identity.Hash("2"), identity.Hash("3"), identity.Hash("4"), identity.Hash("5"), identity.Hash("6")}
+
+// segments draws which imports make up the segments; anything may remove.
+func segments(t *rapid.T) []event.SegmentPin {
+	var pins []event.SegmentPin
+	for _, id := range rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"vip", "other"}), 0, 2, rapid.ID).Draw(t, "segments") {
+		pin := event.SegmentPin{SegmentID: id}
+		for _, i := range rapid.SliceOfNDistinct(rapid.SampledFrom(imports), 0, len(imports), rapid.ID).Draw(t, "made up of") {
+			pin.ImportIDs = append(pin.ImportIDs, i)
+			if rapid.IntRange(0, 2).Draw(t, "removes") == 0 {
+				pin.Removes = append(pin.Removes, i)
+			}
+		}
+		pins = append(pins, pin)
+	}
+	return pins
+}
 
 func facts(t *rapid.T) audience.Facts {
 	f := audience.Facts{Attributes: values(t)}
@@ -71,7 +87,7 @@ func facts(t *rapid.T) audience.Facts {
 		f.Events = append(f.Events, audience.Happening{ID: fmt.Sprint(i), Name: rapid.SampledFrom([]string{"purchase", "it's?"}).Draw(t, "event"),
 			OccurredAt: rapid.SampledFrom(instants()[:9]).Draw(t, "at"), Properties: values(t)})
 	}
-	for _, id := range rapid.SliceOfNDistinct(rapid.SampledFrom(imports), 0, 2, rapid.ID).Draw(t, "imports") {
+	for _, id := range rapid.SliceOfNDistinct(rapid.SampledFrom(imports), 0, 4, rapid.ID).Draw(t, "imports") {
 		f.Imports = append(f.Imports, audience.Membership{SegmentID: rapid.SampledFrom([]string{"vip", "other"}).Draw(t, "segment"), ImportID: id})
 	}
 	return f
@@ -178,11 +194,11 @@ func TestSQLAndEvaluatorAgree(t *testing.T) {
 		people[fmt.Sprintf("u%d", i)] = gen.Example(i)
 	}
 	store(t, conn, people)
-	at := audience.Moment{AsOf: asOf, Segments: []event.SegmentPin{{SegmentID: "vip", ImportIDs: imports[:2]}, {SegmentID: "other"}}}
 
 	inside, outside := 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		n := condition(t, 2)
+		at := audience.Moment{AsOf: asOf, Segments: segments(t)}
 		q := audience.Members(n, at)
 		rows, err := conn.Query(context.Background(), q.SQL, q.Args...)
 		if err != nil {
@@ -355,4 +371,52 @@ func TestWhySaysWhatItSaw(t *testing.T) {
 	f.Events = nil
 	_, out = audience.Why(n, &f, audience.Moment{AsOf: asOf})
 	require.False(t, out)
+}
+
+// Of a person whom several imports list, the last says whether she is a member; the
+// query is as it ever was while none removes.
+func TestTheLastImportThatListsAPersonSaysWhetherSheIsAMember(t *testing.T) {
+	t.Parallel()
+	conn := clickhousetest.Open(t)
+	whole, removed, back := imports[0], imports[1], imports[2]
+	lists := map[string][]identity.ID{"stays": {whole}, "goes": {whole, removed}, "returns": {whole, removed, back}, "unknown": {removed}, "joins": {back}, "elsewhere": {imports[3]}}
+	people := map[string]audience.Facts{}
+	for id, in := range lists {
+		f := audience.Facts{}
+		for _, i := range in {
+			f.Imports = append(f.Imports, audience.Membership{SegmentID: "vip", ImportID: i})
+		}
+		people[id] = f
+	}
+	store(t, conn, people)
+	for _, c := range []struct {
+		pin  event.SegmentPin
+		want []string
+	}{
+		{event.SegmentPin{ImportIDs: []identity.ID{whole, removed, back}}, []string{"goes", "joins", "returns", "stays", "unknown"}},
+		{event.SegmentPin{ImportIDs: []identity.ID{whole, removed, back}, Removes: []identity.ID{removed}}, []string{"joins", "returns", "stays"}},
+		{event.SegmentPin{ImportIDs: []identity.ID{whole, removed}, Removes: []identity.ID{removed}}, []string{"stays"}},
+		{event.SegmentPin{ImportIDs: []identity.ID{removed, whole}, Removes: []identity.ID{removed}}, []string{"goes", "returns", "stays"}},
+		{event.SegmentPin{ImportIDs: []identity.ID{removed}, Removes: []identity.ID{removed}}, nil},
+	} {
+		c.pin.SegmentID = "vip"
+		require.Equal(t, c.want, userIDs(t, conn, audience.Segment(&c.pin, nil)))
+		among := slices.DeleteFunc(slices.Clone(c.want), func(id string) bool { return id != "stays" && id != "goes" })
+		require.ElementsMatch(t, among, userIDs(t, conn, audience.Segment(&c.pin, []string{"stays", "goes"})))
+	}
+	q := audience.Members(&filter.Node{Segment: "vip"}, audience.Moment{Segments: []event.SegmentPin{{SegmentID: "vip", ImportIDs: imports[:2]}}})
+	require.Equal(t, "SELECT user_id FROM profiles WHERE (user_id IN (SELECT user_id FROM segment_member_rows WHERE segment_id = ? AND import_id IN (toUUID(?), toUUID(?))))", q.SQL)
+}
+
+func userIDs(t *testing.T, conn *clickhouse.Conn, q audience.Query) (ids []string) {
+	rows, err := conn.Query(t.Context(), "SELECT DISTINCT user_id FROM ("+q.SQL+") ORDER BY user_id", q.Args...)
+	require.NoError(t, err)
+	defer rows.Close()
+	for rows.Next() {
+		var id string
+		require.NoError(t, rows.Scan(&id))
+		ids = append(ids, id)
+	}
+	require.NoError(t, rows.Err())
+	return ids
 }

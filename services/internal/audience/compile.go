@@ -2,11 +2,13 @@ package audience
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/hikyaku/hikyaku/schemas/definition/filter"
 	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/identity"
 )
 
 // Moment is what a filter is evaluated against: a point in time, and the
@@ -234,23 +236,78 @@ func (c *compiler) event(e *filter.Event) {
 	c.sql.WriteByte(')')
 }
 
-// segment is membership in one of the imports that made up the segment at the
-// moment. Rows are read without FINAL: being in the list does not depend on
-// which of two copies of a row wins.
+// segment is membership in the imports that made up the segment at the moment.
 func (c *compiler) segment(id string) {
-	for _, pin := range c.at.Segments {
-		if pin.SegmentID != id || len(pin.ImportIDs) == 0 {
-			continue
+	for i := range c.at.Segments {
+		if pin := &c.at.Segments[i]; pin.SegmentID == id && len(pin.ImportIDs) > 0 {
+			c.sql.WriteString("user_id IN (")
+			c.members(pin, nil)
+			c.sql.WriteByte(')')
+			return
 		}
-		c.bind("user_id IN (SELECT user_id FROM segment_member_rows WHERE segment_id = ? AND import_id IN (", id)
-		for i, importID := range pin.ImportIDs {
-			if i > 0 {
-				c.sql.WriteString(", ")
-			}
-			c.bind("toUUID(?)", importID.UUID())
-		}
-		c.sql.WriteString("))")
-		return
 	}
 	c.sql.WriteString("false")
+}
+
+// Segment selects the user_id of the segment's members, once or more often each:
+// all of them, or those among some people.
+func Segment(pin *event.SegmentPin, among []string) Query {
+	var c compiler
+	c.members(pin, among)
+	return Query{c.sql.String(), c.args}
+}
+
+// members reads rows without FINAL: being in the list does not depend on which of two
+// copies of a row wins. Only where an import removes does it matter which is the last
+// that lists a person; and only its place among spans of imports that do the same.
+func (c *compiler) members(pin *event.SegmentPin, among []string) {
+	c.bind("SELECT user_id FROM segment_member_rows WHERE segment_id = ? AND import_id IN (", pin.SegmentID)
+	c.imports(pin.ImportIDs)
+	c.sql.WriteByte(')')
+	if among != nil {
+		c.bind(" AND user_id IN (?)", among)
+	}
+	if len(pin.Removes) == 0 {
+		return
+	}
+	spans, largest := spansOf(pin), 0
+	for i := range spans {
+		if len(spans[i]) > len(spans[largest]) {
+			largest = i
+		}
+	}
+	// Spans that remove have even numbers. The largest is whatever is in no other.
+	c.sql.WriteString(" GROUP BY user_id HAVING max(multiIf(")
+	for i, span := range spans {
+		if i != largest && len(span) > 0 {
+			c.sql.WriteString("import_id IN (")
+			c.imports(span)
+			c.bind("), ?, ", i+1)
+		}
+	}
+	// A condition that never holds: multiIf wants one.
+	c.bind("false, 0, ?)) % 2 = 1", largest+1)
+}
+
+// spansOf cuts the imports of a segment where they turn from making members to
+// removing and back; the first makes members, and may be empty.
+func spansOf(pin *event.SegmentPin) [][]identity.ID {
+	spans := [][]identity.ID{nil}
+	for _, id := range pin.ImportIDs {
+		if removes := len(spans)%2 == 0; removes != slices.Contains(pin.Removes, id) {
+			spans = append(spans, nil)
+		}
+		last := len(spans) - 1
+		spans[last] = append(spans[last], id)
+	}
+	return spans
+}
+
+func (c *compiler) imports(ids []identity.ID) {
+	for i, id := range ids {
+		if i > 0 {
+			c.sql.WriteString(", ")
+		}
+		c.bind("toUUID(?)", id.UUID())
+	}
 }

@@ -121,14 +121,26 @@ func inWindow(e *filter.Event, t time.Time, at Moment) bool {
 }
 
 func memberOf(segment string, f *Facts, at Moment) bool {
-	for _, pin := range at.Segments {
-		if pin.SegmentID == segment {
-			return slices.ContainsFunc(f.Imports, func(m Membership) bool {
-				return m.SegmentID == segment && slices.Contains(pin.ImportIDs, m.ImportID)
+	for i := range at.Segments {
+		if pin := &at.Segments[i]; pin.SegmentID == segment {
+			_, member := InForce(pin, func(id identity.ID) bool {
+				return slices.Contains(f.Imports, Membership{SegmentID: segment, ImportID: id})
 			})
+			return member
 		}
 	}
 	return false
+}
+
+// InForce returns the import that says whether a person is a member of a segment, and
+// what it says: the last of those that list her. Who is in none is no member.
+func InForce(pin *event.SegmentPin, lists func(identity.ID) bool) (id identity.ID, member bool) {
+	for _, id := range slices.Backward(pin.ImportIDs) {
+		if lists(id) {
+			return id, !slices.Contains(pin.Removes, id)
+		}
+	}
+	return identity.ID{}, false
 }
 
 // Reason is the part of a filter that decided, in words.

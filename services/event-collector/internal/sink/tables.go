@@ -2,6 +2,7 @@ package sink
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -261,15 +262,11 @@ func newRunRows() *table[event.Run, *event.Run] {
 		moment("requested_at", func(r *T) time.Time { return r.State.RequestedAt }),
 		moment("as_of", func(r *T) time.Time { return r.State.AsOf }),
 		mapping("segments", func(r *T) map[string][]uuid.UUID {
-			m := make(map[string][]uuid.UUID, len(r.State.Segments))
-			for _, pin := range r.State.Segments {
-				ids := make([]uuid.UUID, len(pin.ImportIDs))
-				for i := range ids {
-					ids[i] = uuid.UUID(pin.ImportIDs[i])
-				}
-				m[pin.SegmentID] = ids
-			}
-			return m
+			return importsOf(r.State.Segments, func(p *event.SegmentPin) []identity.ID { return p.ImportIDs })
+		}),
+		mapping("segment_removals", func(r *T) map[string][]uuid.UUID {
+			removing := slices.DeleteFunc(slices.Clone(r.State.Segments), func(p event.SegmentPin) bool { return len(p.Removes) == 0 })
+			return importsOf(removing, func(p *event.SegmentPin) []identity.ID { return p.Removes })
 		}),
 		moment("expires_at", func(r *T) time.Time { return r.State.ExpiresAt }),
 		integer("shards", func(r *T) int32 { return r.State.Shards }),
@@ -281,6 +278,20 @@ func newRunRows() *table[event.Run, *event.Run] {
 		boolean("balanced", func(r *T) bool { return r.State.Balanced }),
 		moment("updated_at", func(r *T) time.Time { return r.State.UpdatedAt }),
 	})
+}
+
+// importsOf is the imports of each segment.
+func importsOf(pins []event.SegmentPin, which func(*event.SegmentPin) []identity.ID) map[string][]uuid.UUID {
+	m := make(map[string][]uuid.UUID, len(pins))
+	for i := range pins {
+		ids := which(&pins[i])
+		of := make([]uuid.UUID, len(ids))
+		for n := range ids {
+			of[n] = uuid.UUID(ids[n])
+		}
+		m[pins[i].SegmentID] = of
+	}
+	return m
 }
 
 func newRunShardRows() *table[event.Run, *event.Run] {
