@@ -336,6 +336,8 @@ func TestAPersonIsKnownAsLongAsSomebodyKnowsHer(t *testing.T) {
 		"two imports of different attributes": {[]*event.ProfilePatch{by(impA, 1, plan("a")), by(impB, 2, set("age", event.Int(7)))}, []string{impA}, 2, 2, false},
 		"changed by somebody else since":      {[]*event.ProfilePatch{by(impA, 1, plan("a")), by(web, 5, set("age", event.Int(7)))}, []string{impA}, 5, 5, false},
 		"changed before the later import":     {[]*event.ProfilePatch{by(impA, 1, plan("a")), by(web, 2, plan("w")), by(impB, 3, plan("b"))}, []string{impA, impB}, 2, 2, false},
+		"changed between two imports":         {[]*event.ProfilePatch{by(impA, 1, plan("a")), by(web, 2, plan("w")), by(impB, 3, plan("b"))}, []string{impA}, 2, 3, false},
+		"an import forgotten before another":  {[]*event.ProfilePatch{by(web, 0, plan("w")), by(impA, 1, plan("a")), by(impB, 15*day, plan("b"))}, []string{impB}, 0, 1, false},
 		"emptied by somebody else since":      {[]*event.ProfilePatch{by(impA, 1, plan("a")), by(web, 5, unset)}, []string{impA}, 5, 5, false},
 		"what she said came too late":         {[]*event.ProfilePatch{by(impA, 1, consent("subscribed")), by(link, 5, occurred(0), consent("unsubscribed"))}, []string{impA}, 5, 5, false},
 		"a later one that began earlier":      {[]*event.ProfilePatch{by(web, 0, plan("w")), by(impB, 2, plan("b")), by(impA, 1, plan("a"))}, []string{impB}, 0, 1, false},
@@ -378,7 +380,7 @@ func TestAPatchMakesADeletedPersonKnownAgain(t *testing.T) {
 func TestWhatReplacesNothingRemembersNothing(t *testing.T) {
 	t.Parallel()
 	p := &person{t: t}
-	p.patch(by(impA, 1, plan("a"), address("a@x.test"), locale("de")), by(impA, 1, plan("a2"), set("age", event.Int(7)), address("a2@x.test")))
+	p.patch(by(impA, 1, plan("a"), address("a@x.test"), locale("de")), by(impA, 1, plan("a2"), set("age", event.Int(7)), address("a2@x.test")), by(impA, 1, address("a2@x.test")))
 	require.Zero(t, p.reads)
 	p.patch(by(web, 2, set("seen", event.Bool(true))))
 	require.Zero(t, p.reads)
