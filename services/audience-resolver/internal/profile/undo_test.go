@@ -317,3 +317,134 @@ func TestAnUndoIsAsIfTheImportHadNeverBeen(t *testing.T) {
 		require.Equal(t, wanted, got)
 	})
 }
+
+// When a person became known and changed last is told by those who are left.
+func TestAPersonIsKnownAsLongAsSomebodyKnowsHer(t *testing.T) {
+	t.Parallel()
+	minute := func(m int) time.Time { return t0.Add(time.Duration(m) * time.Minute) }
+	for name, c := range map[string]struct {
+		patches          []*event.ProfilePatch
+		undo             []string
+		created, updated int
+		deleted          bool
+	}{
+		"one import, undone":                  {[]*event.ProfilePatch{by(impA, 1, plan("a"))}, []string{impA}, 1, 1, true},
+		"two imports, both undone":            {[]*event.ProfilePatch{by(impA, 1, plan("a")), by(impB, 2, plan("b"))}, []string{impA, impB}, 2, 2, true},
+		"two imports, undone backwards":       {[]*event.ProfilePatch{by(impA, 1, plan("a")), by(impB, 2, plan("b"))}, []string{impB, impA}, 1, 1, true},
+		"two imports, the first undone":       {[]*event.ProfilePatch{by(impA, 1, plan("a")), by(impB, 2, plan("b"))}, []string{impA}, 2, 2, false},
+		"two imports, the second undone":      {[]*event.ProfilePatch{by(impA, 1, plan("a")), by(impB, 2, plan("b"))}, []string{impB}, 1, 1, false},
+		"two imports of different attributes": {[]*event.ProfilePatch{by(impA, 1, plan("a")), by(impB, 2, set("age", event.Int(7)))}, []string{impA}, 2, 2, false},
+		"changed by somebody else since":      {[]*event.ProfilePatch{by(impA, 1, plan("a")), by(web, 5, set("age", event.Int(7)))}, []string{impA}, 5, 5, false},
+		"changed before the later import":     {[]*event.ProfilePatch{by(impA, 1, plan("a")), by(web, 2, plan("w")), by(impB, 3, plan("b"))}, []string{impA, impB}, 2, 2, false},
+		"changed between two imports":         {[]*event.ProfilePatch{by(impA, 1, plan("a")), by(web, 2, plan("w")), by(impB, 3, plan("b"))}, []string{impA}, 2, 3, false},
+		"an import forgotten before another":  {[]*event.ProfilePatch{by(web, 0, plan("w")), by(impA, 1, plan("a")), by(impB, 15*day, plan("b"))}, []string{impB}, 0, 1, false},
+		"emptied by somebody else since":      {[]*event.ProfilePatch{by(impA, 1, plan("a")), by(web, 5, unset)}, []string{impA}, 5, 5, false},
+		"what she said came too late":         {[]*event.ProfilePatch{by(impA, 1, consent("subscribed")), by(link, 5, occurred(0), consent("unsubscribed"))}, []string{impA}, 5, 5, false},
+		"a later one that began earlier":      {[]*event.ProfilePatch{by(web, 0, plan("w")), by(impB, 2, plan("b")), by(impA, 1, plan("a"))}, []string{impB}, 0, 1, false},
+		"an import that did not change her":   {[]*event.ProfilePatch{by(impA, 1, plan("a"))}, []string{impB}, 1, 1, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := &person{t: t}
+			p.patch(c.patches...)
+			for _, u := range c.undo {
+				p.undo(u)
+			}
+			require.Equal(t, []any{minute(c.created), minute(c.updated), c.deleted}, []any{p.profile.CreatedAt, p.profile.UpdatedAt, p.profile.Deleted})
+			if c.deleted {
+				require.Empty(t, p.profile.Attributes)
+				require.True(t, profile.Empty(&p.state))
+			}
+		})
+	}
+}
+
+func TestAPatchMakesADeletedPersonKnownAgain(t *testing.T) {
+	t.Parallel()
+	for _, writer := range []string{impB, web} {
+		p, fresh := &person{t: t}, &person{t: t}
+		p.patch(by(impA, 1, plan("a"), address("a@x.test")))
+		p.undo(impA)
+		again := by(writer, 5, locale("de"))
+		p.patch(again)
+		fresh.patch(again)
+		require.Equal(t, fresh.profile, p.profile)
+		p.patch(by(impC, 6, locale("ja")))
+		p.undo(impC)
+		require.Equal(t, fresh.profile, p.profile)
+	}
+}
+
+// A first import of people nobody knew asks for nothing and keeps nothing, and
+// neither do people whom no import changes.
+func TestWhatReplacesNothingRemembersNothing(t *testing.T) {
+	t.Parallel()
+	p := &person{t: t}
+	p.patch(by(impA, 1, plan("a"), address("a@x.test"), locale("de")), by(impA, 1, plan("a2"), set("age", event.Int(7)), address("a2@x.test")), by(impA, 1, address("a2@x.test")))
+	require.Zero(t, p.reads)
+	p.patch(by(web, 2, set("seen", event.Bool(true))))
+	require.Zero(t, p.reads)
+	p = &person{t: t}
+	p.patch(by(web, 1, plan("a")), by(web, 2, plan("b"), consent("subscribed")), by(link, 3, consent("unsubscribed")))
+	require.Zero(t, p.reads)
+}
+
+// What nobody can take back hides what is beneath it for ever.
+func TestWhatNoUndoNeedsIsNotKept(t *testing.T) {
+	t.Parallel()
+	p := &person{t: t}
+	p.patch(by(web, 1, plan("old")), by(impA, 2, plan("a")), by(impB, 3, plan("b")))
+	require.Len(t, p.state.Replaced, 2)
+	p.patch(by(impA, 2, plan("a")), by(impB, 3, plan("b")), by(impB, 3, plan("b2")))
+	require.Len(t, p.state.Replaced, 2, "one layer of a writer")
+	p.patch(by(web, 4, plan("new")))
+	require.Empty(t, p.state.Replaced)
+}
+
+const day = 24 * 60
+
+// An import that is too old, or one too many, is part of what was there: it is
+// left alone, and later ones are undone to it.
+func TestForgottenImportsAreLeftAlone(t *testing.T) {
+	t.Parallel()
+	p := &person{t: t}
+	p.patch(by(impA, 0, plan("a")), by(impB, day, plan("b")), by(impC, 14*day, plan("c")))
+	require.Nil(t, p.state.Forgotten, "14 days")
+	p.patch(by("import:d", 14*day+1, plan("d")))
+	require.Equal(t, t0, *p.state.Forgotten)
+	before := p.profile
+	require.Equal(t, profile.Undone{Forgotten: true}, p.undo(impA), "its value comes back when the others are undone")
+	require.Equal(t, before, p.profile)
+	for _, u := range []string{"import:d", impC, impB} {
+		require.True(t, p.undo(u).Changed)
+	}
+	require.Equal(t, "import:a", p.profile.Attributes[0].SetBy)
+	require.Equal(t, profile.Undone{Forgotten: true}, p.undo(impA))
+	require.Equal(t, []any{false, t0, t0}, []any{p.profile.Deleted, p.profile.CreatedAt, p.profile.UpdatedAt})
+
+	// A row of it that comes now is as little undone.
+	p.patch(by(impA, 0, plan("late")))
+	require.Equal(t, profile.Undone{Forgotten: true}, p.undo(impA))
+	require.Equal(t, event.String("late"), p.profile.Attributes[0].Value)
+	p.patch(by(impC, 14*day, plan("c")))
+	require.True(t, p.undo(impC).Changed)
+	require.Equal(t, event.String("late"), p.profile.Attributes[0].Value)
+}
+
+// However often a person is imported, what is remembered fits into a record.
+func TestWhatIsRememberedIsBounded(t *testing.T) {
+	t.Parallel()
+	p := &person{t: t}
+	const n = 40
+	for i := range n {
+		p.patch(by(fmt.Sprint("import:", i), i, set("text", event.String(fmt.Sprint(i, strings.Repeat("x", 10_000))))))
+	}
+	require.LessOrEqual(t, len(p.state.AppendAvro(nil)), profile.MaxBytes)
+	require.Greater(t, len(p.state.AppendAvro(nil)), profile.MaxBytes-25_000, "it is not dropped for nothing")
+	oldest := int(p.state.Forgotten.Sub(t0).Minutes())
+	for i := n - 1; i > oldest; i-- {
+		require.True(t, p.undo(fmt.Sprint("import:", i)).Changed)
+	}
+	require.True(t, strings.HasPrefix(p.profile.Attributes[0].Value.Text(), fmt.Sprint(oldest, "x")))
+	require.Equal(t, profile.Undone{Forgotten: true}, p.undo(fmt.Sprint("import:", oldest)))
+}
