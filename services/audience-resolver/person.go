@@ -232,9 +232,6 @@ func (l *personLoop) patch(b *batch, patch *event.ProfilePatch, partition int32)
 
 // undo takes back what an import changed of a person.
 func (l *personLoop) undo(b *batch, c *cell[event.Profile], patch *event.ProfilePatch, partition int32) error {
-	if c.rec == nil {
-		return nil
-	}
 	before, err := b.state(patch.UserID, kindReplaced, partition)
 	if err != nil {
 		return err
