@@ -31,6 +31,7 @@ type importing struct {
 	spec   *definition.ImportSpec
 	log    *slog.Logger
 	at     event.Import // as committed
+	pace   *pace
 }
 
 // failure is a reason for which an import fails, in a sentence for the file's
@@ -120,7 +121,10 @@ func (i *importing) read(ctx, work context.Context) error {
 			}
 		}
 		if b != nil && failed == nil {
-			if failed = i.commit(work, b); failed != nil {
+			if failed = i.pace.keep(ctx, work, i); failed == nil {
+				failed = i.commit(work, b)
+			}
+			if failed != nil {
 				stop() // and take what the reader still hands over, so that it can end
 			}
 		}
@@ -205,7 +209,7 @@ func (i *importing) produce(ctx context.Context, at event.Import, batches chan<-
 			return err
 		}
 		moved()
-		if b.bytes >= i.cfg.TransactionBytes {
+		if b.bytes >= i.cfg.TransactionBytes || int64(len(b.records)) >= i.pace.atOnce.Load() {
 			send()
 		}
 	}

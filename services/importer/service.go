@@ -429,7 +429,7 @@ func (s *Service) take(ctx, work context.Context, j job) error {
 		// Before the import is owned: an owner who waits for a place looks
 		// like one that is gone.
 		places := s.reading
-		if j.object.sizeBytes <= int64(s.cfg.TransactionBytes) {
+		if s.small(j.object.sizeBytes) {
 			places = s.readingFew
 		}
 		if places.Acquire(ctx, 1) != nil {
@@ -441,6 +441,9 @@ func (s *Service) take(ctx, work context.Context, j job) error {
 	}
 	return s.own(ctx, work, j, func() {})
 }
+
+// small says whether an object has a place among the small ones, who wait for nobody.
+func (s *Service) small(sizeBytes int64) bool { return sizeBytes <= int64(s.cfg.TransactionBytes) }
 
 func (s *Service) wasFenced(src source) bool {
 	s.mu.Lock()
@@ -492,7 +495,7 @@ func (s *Service) own(ctx, work context.Context, j job, readingDone func()) erro
 		return err
 	}
 	defer client.Close()
-	i := &importing{Service: s, client: client, spec: spec, log: s.log.With("import_id", id.String(), "spec_id", j.specID, "spec_version", j.specVersion, "key", o.key)}
+	i := &importing{Service: s, client: client, spec: spec, pace: s.newPace(o.sizeBytes), log: s.log.With("import_id", id.String(), "spec_id", j.specID, "spec_version", j.specVersion, "key", o.key)}
 	// Open first, then read: after this nobody else can add to the progress,
 	// so what is read now is where to go on.
 	if _, _, err := client.ProducerID(work); err != nil {

@@ -228,7 +228,7 @@ func (b *importBench) step(n int) error {
 		return err
 	}
 	stack := b.children.list[0]
-	p, err := b.children.start("importer", filepath.Join(b.bin, "importer"), map[string]string{"TELEMETRY_ADDR": telemetry, "IMPORTS_AT_ONCE": strconv.Itoa(max(2, n))})
+	p, err := b.children.start("importer", filepath.Join(b.bin, "importer"), map[string]string{"TELEMETRY_ADDR": telemetry, "IMPORTS_AT_ONCE": strconv.Itoa(max(2, n)), "MAX_AHEAD": "0s"})
 	if err != nil {
 		return err
 	}
