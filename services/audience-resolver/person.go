@@ -267,9 +267,10 @@ func (l *personLoop) join(b *batch, m *event.SegmentMember, partition int32) err
 			}
 		}
 		if n > rememberImports {
-			kept := -1 // files of one segment may be read long after ones announced later
+			// Not by the order in which they came alone: lists that count for less, or
+			// nothing, may be read after the one in force.
 			now := l.segment(m.SegmentID).now
-			kept, _ = inForce(&now, list)
+			kept, _ := inForce(&now, list)
 			oldest := slices.IndexFunc(list, inSegment)
 			if oldest == kept {
 				oldest += 1 + slices.IndexFunc(list[oldest+1:], inSegment)
