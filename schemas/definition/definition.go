@@ -272,18 +272,26 @@ const (
 	Subscribed      = "subscribed"       // only those who said yes
 )
 
-// At is when a campaign starts. The zero value means when somebody starts it.
+// At is when a campaign starts. The zero value means when somebody starts it. One of its fields is set at most.
 type At struct {
-	Now  bool      // when it is started by hand
-	Time time.Time // UTC; zero with Now
+	Now     bool      // when it is started by hand
+	Time    time.Time // UTC
+	Segment string    // once for each import that ends and makes people members of this segment
+}
+
+// atSegment is an At in JSON and YAML that is not a text.
+type atSegment struct {
+	Segment string `json:"segment"`
 }
 
 // IsZero reports that only a person starts the campaign.
-func (a At) IsZero() bool { return !a.Now && a.Time.IsZero() }
+func (a At) IsZero() bool { return !a.Now && a.Time.IsZero() && a.Segment == "" }
 
-// String is now, a time, or nothing.
+// String is now, a time, each import of a segment, or nothing.
 func (a At) String() string {
 	switch {
+	case a.Segment != "":
+		return "each import of segment " + a.Segment
 	case a.Now:
 		return "now"
 	case a.Time.IsZero():
@@ -292,11 +300,24 @@ func (a At) String() string {
 	return a.Time.UTC().Format(time.RFC3339Nano)
 }
 
-// MarshalJSON writes the text of String.
-func (a At) MarshalJSON() ([]byte, error) { return json.Marshal(a.String()) }
+// MarshalJSON writes now, a time or nothing as the text of String, and a segment as an object.
+func (a At) MarshalJSON() ([]byte, error) {
+	if a.Segment != "" {
+		return json.Marshal(atSegment{a.Segment})
+	}
+	return json.Marshal(a.String())
+}
 
 // UnmarshalJSON reads what MarshalJSON writes.
 func (a *At) UnmarshalJSON(b []byte) error {
+	if len(b) > 0 && b[0] == '{' {
+		var s atSegment
+		d := json.NewDecoder(bytes.NewReader(b))
+		d.DisallowUnknownFields()
+		err := d.Decode(&s)
+		*a = At{Segment: s.Segment}
+		return err
+	}
 	var s string
 	if err := json.Unmarshal(b, &s); err != nil {
 		return err

@@ -175,8 +175,9 @@ func TestErrorsNameFileLineFieldAndTheRightWord(t *testing.T) {
 		"where without":        {audience("  event: {name: e, where: [{eq: 1}]}\n"), `f.yaml:4:29: filter.event.where[0].property: is missing`},
 		"where misspelt":       {audience("  event: {name: e, where: [{property: p, gt: 1, betwen: 3}]}\n"), `f.yaml:4:49: filter.event.where[0].betwen: unknown field "betwen"; expected property, eq, in, gte, gt, lte, lt or exists`},
 
-		"at without zone":   {campaign("at: 2026-12-01T09:00:00\n"), `f.yaml:6:5: at: "2026-12-01T09:00:00" is not a time; expected now, or a time with a zone such as 2026-12-01T09:00:00+09:00`},
-		"at tomorrow":       {campaign("at: tomorrow\n"), `f.yaml:6:5: at: "tomorrow" is not a time; expected now, or a time with a zone such as 2026-12-01T09:00:00+09:00`},
+		"at without zone":   {campaign("at: 2026-12-01T09:00:00\n"), `f.yaml:6:5: at: "2026-12-01T09:00:00" is not a time; expected now, a time with a zone such as 2026-12-01T09:00:00+09:00, or {segment: ID}`},
+		"at an audience":    {campaign("at: {audience: x}\n"), "f.yaml:6:6: at.audience: unknown field \"audience\"; expected segment\nf.yaml:6:6: at.segment: is missing"},
+		"at tomorrow":       {campaign("at: tomorrow\n"), `f.yaml:6:5: at: "tomorrow" is not a time; expected now, a time with a zone such as 2026-12-01T09:00:00+09:00, or {segment: ID}`},
 		"policy":            {campaign("policy: at_mostonce\n"), `f.yaml:6:9: policy: unknown value "at_mostonce"; did you mean "at_most_once"?`},
 		"consent":           {campaign("consent: all\n"), `f.yaml:6:10: consent: unknown value "all"; expected not_unsubscribed or subscribed`},
 		"from text":         {"kind: Campaign\nid: c\naudience: a\ntemplate: t\nfrom: me@example.test\n", `f.yaml:5:7: from: "me@example.test" is text; expected a map with name or address`},

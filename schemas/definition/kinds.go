@@ -401,7 +401,11 @@ func (d *decoder) campaign(n *node) *Campaign {
 }
 
 func (d *decoder) at(n *node, path string, at *At) {
-	const expected = "now, or a time with a zone such as 2026-12-01T09:00:00+09:00"
+	const expected = "now, a time with a zone such as 2026-12-01T09:00:00+09:00, or {segment: ID}"
+	if n.shape == object {
+		d.object(n, path, field{"segment", true, func(n *node, p string) { d.reference(n, p, KindSegment, &at.Segment) }})
+		return
+	}
 	if n.shape != text {
 		d.shapeError(n, path, found(n), expected)
 		return

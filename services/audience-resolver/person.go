@@ -67,9 +67,9 @@ type personLoop struct {
 	counters  map[counterKey]*event.RunCounters // as committed, of runs that have not ended
 	driven    map[identity.ID]*event.Run        // latest state of runs that this instance drives
 	rates     map[int32]*rate
-	schedules map[string]scheduledAt // by campaign, decoded once per version
-	segments  map[string]segmentAt   // by segment, likewise
-	batch     *batch                 // of the transaction in flight
+	schedules map[string]*scheduledAt // by campaign, decoded once per version
+	segments  map[string]*segmentLog  // by segment
+	batch     *batch                  // of the transaction in flight
 
 	mu    sync.Mutex
 	owned []int32 // for the ticker, which runs beside the loop
@@ -78,11 +78,8 @@ type personLoop struct {
 type scheduledAt struct {
 	version int64
 	at      definition.At
-}
-
-type segmentAt struct {
-	version int64
-	pin     *event.SegmentPin
+	since   int64 // of one at a segment: the place of the version since which it has been
+	settled int   // likewise: how many uploads, from the first, need not be looked at again
 }
 
 // rate counts endings per second of the last minute on one partition.
@@ -95,7 +92,7 @@ type rate struct {
 func newPersonLoop(c *kafka.Cluster, cfg Config, log *slog.Logger, m *metrics) *personLoop {
 	return &personLoop{cluster: c, cfg: cfg, log: log, metrics: m,
 		now: map[int32]time.Time{}, counters: map[counterKey]*event.RunCounters{}, driven: map[identity.ID]*event.Run{},
-		rates: map[int32]*rate{}, schedules: map[string]scheduledAt{}, segments: map[string]segmentAt{}}
+		rates: map[int32]*rate{}, schedules: map[string]*scheduledAt{}, segments: map[string]*segmentLog{}}
 }
 
 // decode reads a value of one of our own changelogs. What cannot be read is one
@@ -270,10 +267,10 @@ func (l *personLoop) join(b *batch, m *event.SegmentMember, partition int32) err
 			}
 		}
 		if n > rememberImports {
-			kept := -1 // files of one segment may be read long after ones announced later
-			if now := l.segmentNow(m.SegmentID); now != nil {
-				kept, _ = inForce(now, list)
-			}
+			// Not by the order in which they came alone: lists that count for less, or
+			// nothing, may be read after the one in force.
+			now := l.segment(m.SegmentID).now
+			kept, _ := inForce(&now, list)
 			oldest := slices.IndexFunc(list, inSegment)
 			if oldest == kept {
 				oldest += 1 + slices.IndexFunc(list[oldest+1:], inSegment)
@@ -303,25 +300,6 @@ func inForce(pin *event.SegmentPin, list []event.Membership) (at int, member boo
 		return i >= 0
 	})
 	return at, member
-}
-
-// segmentNow is what makes up a segment, decoded once per version; nil if nothing
-// does, or it cannot be read.
-func (l *personLoop) segmentNow(id string) *event.SegmentPin {
-	v, ok := l.defs.Head(definitions.KindSegment, id)
-	if !ok {
-		return nil
-	}
-	if known, ok := l.segments[id]; ok && known.version == v.Number {
-		return known.pin
-	}
-	now := segmentAt{version: v.Number}
-	if s, err := definitions.DecodeSegment(v); err == nil {
-		pin := s.Pin(id)
-		now.pin = &pin
-	}
-	l.segments[id] = now
-	return now.pin
 }
 
 // settle moves a message to the class that its outcomes say.
@@ -563,15 +541,23 @@ func (l *personLoop) request(ctx context.Context, b *batch, q *event.RunRequest,
 		if err := l.defs.CaughtUp(ctx); err != nil {
 			return fault.Transient(fmt.Errorf("reading the definitions: %w", err))
 		}
-		l.begin(b, id, q.CampaignID, q.Again, &q.RequestID, q.RequestedAt, now)
+		l.begin(b, id, q.CampaignID, nil, q.Again, &q.RequestID, q.RequestedAt, now)
 		return nil
 	}
 	return fault.Poison(fmt.Errorf("unknown action %q", q.Action))
 }
 
-// begin writes the first state of a run: preparing, or refused with the reason.
-func (l *personLoop) begin(b *batch, id identity.ID, campaignID string, again bool, requestID *identity.ID, requestedAt, now time.Time) {
+// begin writes the first state of a run: preparing, or refused with the reason. One
+// that an upload starts sees the segment as the upload left it.
+func (l *personLoop) begin(b *batch, id identity.ID, campaignID string, uploaded *event.SegmentPin, again bool, requestID *identity.ID, requestedAt, now time.Time) {
 	v, why := l.versions(campaignID)
+	if uploaded != nil {
+		for i := range v.Segments {
+			if v.Segments[i].SegmentID == uploaded.SegmentID {
+				v.Segments[i] = *uploaded
+			}
+		}
+	}
 	if why == "" && !again {
 		for _, other := range l.runsOf(b, campaignID) {
 			if r, ok := b.run(other); ok && other != id && r.State.State != runs.Refused && r.State.State != runs.Failed {
@@ -670,7 +656,12 @@ func (l *personLoop) tick(ctx context.Context, b *batch, t *event.Tick, partitio
 		if !drives(id) {
 			continue
 		}
-		at := l.scheduled(ctx, def)
+		s := l.scheduled(ctx, def)
+		if s.at.Segment != "" {
+			l.startUploads(ctx, b, id, s, now)
+			continue
+		}
+		at := s.at
 		due, late := schedule.Due(at, now)
 		if !due {
 			continue
@@ -682,7 +673,7 @@ func (l *personLoop) tick(ctx context.Context, b *batch, t *event.Tick, partitio
 		if late != "" {
 			b.write(run, id, schedule.Refused(nil, at.Time, now, late))
 		} else {
-			l.begin(b, run, id, false, nil, at.Time, now)
+			l.begin(b, run, id, nil, false, nil, at.Time, now)
 		}
 	}
 
@@ -708,19 +699,19 @@ func (l *personLoop) tick(ctx context.Context, b *batch, t *event.Tick, partitio
 	return nil
 }
 
-// scheduled returns when a campaign is to start.
-func (l *personLoop) scheduled(ctx context.Context, v definitions.Version) definition.At {
-	if known, ok := l.schedules[v.ID]; ok && known.version == v.Number {
-		return known.at
+// scheduled returns when a campaign is to start, decoded once per version.
+func (l *personLoop) scheduled(ctx context.Context, v definitions.Version) *scheduledAt {
+	if known := l.schedules[v.ID]; known != nil && known.version == v.Number {
+		return known
 	}
-	s := scheduledAt{version: v.Number}
+	s := &scheduledAt{version: v.Number}
 	if campaign, err := definitions.Decode[*definition.Campaign](v); err != nil {
 		l.log.ErrorContext(ctx, "a campaign cannot be read and is never started", "campaign_id", v.ID, "version", v.Number, "error", err)
 	} else {
-		s.at = campaign.At
+		s.at, s.since = campaign.At, l.sinceWhen(v, campaign.At)
 	}
 	l.schedules[v.ID] = s
-	return s.at
+	return s
 }
 
 // Committed books what the batch changed. The Kafka transaction has committed;

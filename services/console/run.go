@@ -30,7 +30,8 @@ func (a *app) startCommand() *cobra.Command {
 was known when it was asked for, then resolves its audience and sends.
 
 A campaign runs once. --again sends it once more to everybody in its audience, those who already got it included; it asks
-first, with the number of people, unless --yes is given.`,
+first, with the number of people, unless --yes is given. A campaign with at: {segment: ID} is sent by itself, once for each upload
+of that list; to start it by hand as well, the same holds.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.start(cmd.Context(), args[0], again, yes) },
 	}

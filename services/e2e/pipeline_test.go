@@ -8,12 +8,14 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/sethvargo/go-envconfig"
 	"github.com/stretchr/testify/require"
 
 	migrations "github.com/hikyaku/hikyaku/schemas/clickhouse"
+	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	resolver "github.com/hikyaku/hikyaku/services/audience-resolver"
 	collector "github.com/hikyaku/hikyaku/services/event-collector"
@@ -98,22 +100,25 @@ func (s *stack) provision() {
 	require.NoError(s.t, err)
 }
 
-// services runs one instance of each in this process until the test ends.
-func (s *stack) services() {
+// services runs one instance of each in this process until it is stopped, at the latest
+// when the test ends.
+func (s *stack) services() (stop func()) {
 	t := s.t
 	t.Helper()
-	ctx, stop := context.WithCancel(lifecycle.WithDrain(context.Background(), lifecycle.DefaultDrain))
+	ctx, cancel := context.WithCancel(lifecycle.WithDrain(context.Background(), lifecycle.DefaultDrain))
 	ended := make(chan error, len(serviceNames))
 	for _, name := range serviceNames {
 		svc := s.service(name)
 		go func() { ended <- svc.Run(ctx) }()
 	}
-	t.Cleanup(func() {
-		stop()
+	stop = sync.OnceFunc(func() {
+		cancel()
 		for range serviceNames {
 			require.NoError(t, <-ended)
 		}
 	})
+	t.Cleanup(stop)
+	return stop
 }
 
 // One file in, one campaign out, and everybody is accounted for: by the
@@ -194,6 +199,68 @@ from: {name: Hikyaku, address: hello@example.test}
 	require.EqualValues(t, 2, b.Accepted)
 	subjects := s.subjects()
 	require.ElementsMatch(t, []string{"Name 0: A-0", "Name 1: A-1", "Name 1: B-1", "Name 2: B-2"}, subjects)
+}
+
+// A file is dropped, and becomes mails: nobody starts anything. The next adds people
+// and becomes a run of its own, the one after takes people away and becomes none; and
+// what was there before the campaign, or was sent before a restart, is not sent (again).
+func TestADroppedFileIsSentOnce(t *testing.T) {
+	s := startStack(t)
+	s.provision()
+	stop := s.services()
+	lists := `
+---
+kind: Audience
+id: invited
+filter: {segment: tasters}
+---
+kind: Template
+id: coupon
+channel: email
+subject: "{{ name }}: {{ segment.tasters.coupon }}"
+text: "Your coupon is {{ segment.tasters.coupon }}"
+strict: true
+`
+	for _, mode := range definition.SegmentModes() {
+		lists += "---\nkind: ImportSpec\nid: tasters-" + mode + "\nsource: {prefix: imports/tasters-" + mode + "/, format: csv}\nuser_id: {column: id}\nsegment: {id: tasters, mode: " + mode
+		if mode != definition.SegmentRemove {
+			lists += ", attributes: {coupon: {column: coupon}}"
+		}
+		lists += "}\n"
+	}
+	s.define(lists)
+	s.drop(makePopulation(60))
+	s.upload("tasters-replace", "before.csv", "id,coupon\nu0005,X-5\n")
+	s.define(lists + `---
+kind: Campaign
+id: tasting
+audience: invited
+template: coupon
+from: {name: Hikyaku, address: hello@example.test}
+at: {segment: tasters}
+`)
+	sent := func(n int) {
+		t.Helper()
+		var all []map[string]any
+		s.eventually(fmt.Sprintf("there are %d runs", n), func() bool {
+			all = s.rows("SELECT replaceAll(toString(run_id), '-', '') AS run FROM runs WHERE campaign_id = 'tasting' ORDER BY requested_at")
+			return len(all) >= n
+		})
+		require.Len(t, all, n)
+		b := s.ended(all[n-1]["run"].(string))
+		require.Equal(t, "finished", b.State)
+		require.True(t, b.Balanced)
+	}
+	s.upload("tasters-replace", "first.csv", "id,coupon\nu0000,A-0\nu0001,A-1\n")
+	sent(1)
+	require.ElementsMatch(t, []string{"Name 0: A-0", "Name 1: A-1"}, s.subjects())
+
+	stop()
+	s.services()
+	s.upload("tasters-remove", "second.csv", "id\nu0000\n")
+	s.upload("tasters-add", "third.csv", "id,coupon\nu0002,B-2\n")
+	sent(2)
+	require.ElementsMatch(t, []string{"Name 0: A-0", "Name 1: A-1", "Name 1: A-1", "Name 2: B-2"}, s.subjects())
 }
 
 // Opens, clicks and an unsubscription are seen in the funnel, and whoever

@@ -201,6 +201,10 @@ func TestASegmentNamesEachImportThatEnds(t *testing.T) {
 	now, versions := s.tasters(svc)
 	require.Equal(t, definitions.Segment{Imports: both, Ended: b.ImportID}, now)
 	require.EqualValues(t, 3, versions)
+	_, err = svc.pointSegment(ctx, "tasters", a.ImportID, identity.ID{})
+	require.NoError(t, err)
+	_, versions = s.tasters(svc)
+	require.EqualValues(t, 3, versions, "one version names it, however often it is repeated")
 }
 
 // A segment is made up of so many imports at most: one more fails and says what to do,

@@ -404,6 +404,21 @@ func TestTheLastImportThatListsAPersonSaysWhetherSheIsAMember(t *testing.T) {
 		among := slices.DeleteFunc(slices.Clone(c.want), func(id string) bool { return id != "stays" && id != "goes" })
 		require.ElementsMatch(t, among, userIDs(t, conn, audience.Segment(&c.pin, []string{"stays", "goes"})))
 	}
+	// The most there can be, in the worst order, named twice.
+	most := event.SegmentPin{SegmentID: "vip"}
+	for n := range 1000 {
+		id := identity.Hash("import", fmt.Sprint(n))
+		if n >= 997 {
+			id = imports[n-997]
+		}
+		most.ImportIDs = append(most.ImportIDs, id)
+		if n%2 == 0 {
+			most.Removes = append(most.Removes, id)
+		}
+	}
+	both := audience.Members(&filter.Node{All: []*filter.Node{{Segment: "vip"}, {Segment: "vip"}}}, audience.Moment{Segments: []event.SegmentPin{most}})
+	require.Equal(t, []string{"joins", "returns", "stays"}, userIDs(t, conn, both))
+
 	q := audience.Members(&filter.Node{Segment: "vip"}, audience.Moment{Segments: []event.SegmentPin{{SegmentID: "vip", ImportIDs: imports[:2]}}})
 	require.Equal(t, "SELECT user_id FROM profiles WHERE (user_id IN (SELECT user_id FROM segment_member_rows WHERE segment_id = ? AND import_id IN (toUUID(?), toUUID(?))))", q.SQL)
 }

@@ -31,6 +31,7 @@ type Version struct {
 	Body      []byte    // canonical JSON; not to be changed
 	AppliedAt time.Time // UTC
 	AppliedBy string
+	Place     int64 // in the topic: what was written later has a greater one; 0 in what Write returns of what it wrote
 }
 
 // Store holds all versions in memory. It is safe for concurrent use; Run must
@@ -191,7 +192,7 @@ func (k *catalogue) apply(c decoder, r *kgo.Record) error {
 	delete(k.unreadable, key)
 	switch {
 	case key == versionKey(d.Kind, d.ID, d.Version):
-		k.versions[key] = Version{Kind: d.Kind, ID: d.ID, Number: d.Version, Body: []byte(d.Body), AppliedAt: d.AppliedAt, AppliedBy: d.AppliedBy}
+		k.versions[key] = Version{Kind: d.Kind, ID: d.ID, Number: d.Version, Body: []byte(d.Body), AppliedAt: d.AppliedAt, AppliedBy: d.AppliedBy, Place: r.Offset}
 	case d.Deleted:
 		// A deleted definition has no version in force; its versions stay, for
 		// the runs that name them.

@@ -105,13 +105,19 @@ func Refused(requestID *identity.ID, requestedAt, now time.Time, why string) *ev
 // Due says whether a scheduled campaign starts now, and if it is too late for
 // it, why it does not.
 func Due(at definition.At, now time.Time) (due bool, why string) {
-	if at.IsZero() || at.Now || now.Before(at.Time) {
+	if at.Time.IsZero() || now.Before(at.Time) {
 		return false, ""
 	}
-	if now.Sub(at.Time) > tooLate {
-		return true, fmt.Sprintf("its time, %s, was more than %s ago when a resolver first saw it", at.Time.Format(time.RFC3339), tooLate)
+	return true, Late(at.Time, now)
+}
+
+// Late says why a campaign whose time has come does not start any more; empty if it
+// does.
+func Late(at, now time.Time) string {
+	if now.Sub(at) <= tooLate {
+		return ""
 	}
-	return true, ""
+	return fmt.Sprintf("its time, %s, was more than %s ago when a resolver first saw it", at.Format(time.RFC3339), tooLate)
 }
 
 // Step is what a tick does to a run: the new state, if it changed, and the
