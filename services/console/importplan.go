@@ -257,7 +257,7 @@ func (p *planning) read(ctx context.Context, path string) error {
 	}
 	defer file.Close()
 	now := time.Now().UTC()
-	mapper, err := mapping.Compile(engine, p.spec, file.Header(), mapping.Import{ID: identity.Hash("plan", path), StartedAt: now, LastModified: source.LastModified()})
+	mapper, err := importfile.Compile(engine, p.spec, file.Header(), mapping.Import{ID: identity.Hash("plan", path), StartedAt: now, LastModified: source.LastModified()})
 	if err != nil {
 		p.result.Error = err.Error()
 		return nil
@@ -307,7 +307,7 @@ func (p *planning) tooMany(all bool) {
 	}
 }
 
-func (p *planning) row(mapper *mapping.Mapper, header []string, row rows.Row) {
+func (p *planning) row(mapper importfile.Mapper, header []string, row rows.Row) {
 	p.result.Rows++
 	if m := row.Malformed; m != nil {
 		p.reject(row.Line, m.Column(header), m.Reason)
