@@ -33,6 +33,8 @@ type Config struct {
 
 	PinpointPrefix string `env:"PINPOINT_PREFIX, default=imports/pinpoint/" unit:"prefix" help:"segment files of Amazon Pinpoint are imported from here without an import spec; the first folder names the segment; off for nowhere"`
 
+	RejectsPrefix string `env:"REJECTS_PREFIX" unit:"prefix" help:"reject files and reports are written under the object's key with this before it; beside the object when unset"`
+
 	PollInterval     time.Duration `env:"POLL_INTERVAL, default=2s" help:"how often work is looked for: imports that others have left, and new objects unless LIST_INTERVAL is longer"`
 	ListInterval     time.Duration `env:"LIST_INTERVAL, default=0s" help:"how often the prefixes of the import specs are listed; 0s is every minute with a queue, else every POLL_INTERVAL"`
 	ImportsAtOnce    int           `env:"IMPORTS_AT_ONCE, default=2" unit:"imports" help:"large objects read at the same time, and as many that are smaller than TRANSACTION_BYTES; each needs about four times that of memory"`
@@ -60,6 +62,9 @@ type AnnounceConfig struct {
 func (c Config) Validate() error {
 	if c.PinpointPrefix != pinpointOff && c.PinpointPrefix != "" && (!strings.HasSuffix(c.PinpointPrefix, "/") || strings.HasPrefix(c.PinpointPrefix, "/")) {
 		return config.Invalid("PINPOINT_PREFIX", c.PinpointPrefix, "off, or a prefix that ends in / and does not begin with one")
+	}
+	if strings.HasPrefix(c.RejectsPrefix, "/") {
+		return config.Invalid("REJECTS_PREFIX", c.RejectsPrefix, "a prefix that does not begin with /")
 	}
 	if c.PollInterval < 10*time.Millisecond {
 		return config.Invalid("POLL_INTERVAL", c.PollInterval, "a duration of at least 10ms")

@@ -31,7 +31,8 @@ const (
 func Spec(segmentID string) *definition.ImportSpec {
 	spec := &definition.ImportSpec{ID: SpecID, Source: definition.Source{Format: Format, Delimiter: ","}, Profile: &definition.Profile{}}
 	if segmentID != "" {
-		spec.Segment = &definition.Segment{ID: segmentID}
+		// A segment that Pinpoint has exported is several files.
+		spec.Segment = &definition.Segment{ID: segmentID, Mode: definition.SegmentAdd}
 	}
 	return spec
 }
