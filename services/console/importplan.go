@@ -117,6 +117,7 @@ type plannedRow struct {
 	At       *time.Time        `json:"occurred_at,omitempty"`
 	Contents map[string]any    `json:"properties,omitempty"`
 	Address  map[string]string `json:"addresses,omitempty"`
+	Consent  map[string]string `json:"consents,omitempty"`
 }
 
 const (
@@ -398,6 +399,12 @@ func (p *planning) sample(line int64, made *mapping.Records) {
 		for _, ad := range patch.Addresses {
 			s.Address[ad.Channel] = strings.Clone(ad.Address)
 		}
+		for _, c := range patch.Consents {
+			if s.Consent == nil {
+				s.Consent = map[string]string{}
+			}
+			s.Consent[c.Channel] = c.Consent
+		}
 	}
 	if made.Member != nil {
 		s.Member = anyMap(made.Member.Attributes)
@@ -601,6 +608,9 @@ func (p *planning) print() {
 		}
 		for _, channel := range slices.Sorted(maps.Keys(s.Address)) {
 			fmt.Fprintf(a.out, "  address.%s = %s\n", channel, s.Address[channel])
+		}
+		for _, channel := range slices.Sorted(maps.Keys(s.Consent)) {
+			fmt.Fprintf(a.out, "  consent.%s = %s\n", channel, s.Consent[channel])
 		}
 		if s.Event != "" {
 			fmt.Fprintf(a.out, "  event %s at %s\n", s.Event, s.At.Format(time.RFC3339))

@@ -162,7 +162,9 @@ func TestASegmentFileOfPinpointIsPlannedWithoutASpec(t *testing.T) {
 		require.Equal(t, map[string]any{"rows": 4.0, "rejected": 0.0, "profile_updates": 4.0}, map[string]any{"rows": plan["rows"], "rejected": plan["rejected"], "profile_updates": plan["profile_updates"]}, name)
 		require.Contains(t, plan["not_taken"], "EffectiveDate")
 		require.Equal(t, plan, s.ok("import", "plan", file, "--offline", "--json", "--spec", "builtin:pinpoint").one(t))
-		require.Contains(t, s.ok("import", "plan", file, "--offline").out, "nothing is made of: ApplicationId; ")
+		text := s.ok("import", "plan", file, "--offline").out
+		require.Contains(t, text, "nothing is made of: ApplicationId; ")
+		require.Equal(t, name == "part-0.csv", strings.Contains(text, "address.email = ben@example.test\n  consent.email = unsubscribed\n"))
 	}
 	dir := files(t, map[string]string{"none.csv": "id,Address\n1,a@b\n"})
 	require.Contains(t, s.ok("import", "plan", filepath.Join(dir, "none.csv")).out, "kind: ImportSpec")
