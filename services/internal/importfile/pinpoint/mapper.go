@@ -24,6 +24,8 @@ type Mapper struct {
 	zones   mapping.Zones
 
 	text       [texts]string      // of the row, by kind
+	path       []byte             // in an object
+	values     []string           // of one name
 	attributes []attribute        // of the row
 	taken      []event.NamedValue // whose names another attribute of the row has
 	reject     *mapping.Reject
@@ -90,7 +92,8 @@ func (m *Mapper) Row(fields []string, line, _ int64) (mapping.Records, *mapping.
 	case len(fields) != m.width:
 		return mapping.Records{}, mapping.Ragged(len(fields), m.width)
 	case m.columns == nil:
-		m.object("", gjson.Parse(fields[0]))
+		m.path = m.path[:0]
+		m.object(gjson.Parse(fields[0]))
 	default:
 		m.row(fields)
 	}
@@ -112,18 +115,18 @@ func (m *Mapper) Row(fields []string, line, _ int64) (mapping.Records, *mapping.
 func (m *Mapper) row(fields []string) {
 	for i := range m.columns {
 		c := &m.columns[i]
-		var values []string
+		m.values = m.values[:0]
 		for _, at := range c.at {
 			if fields[at] != "" {
-				values = append(values, fields[at])
+				m.values = append(m.values, fields[at])
 			}
 		}
-		switch {
-		case len(values) == 0:
-		case len(values) == 1:
-			m.set(&c.field, event.String(values[0]))
+		switch len(m.values) {
+		case 0:
+		case 1:
+			m.set(&c.field, event.String(m.values[0]))
 		default:
-			m.set(&c.field, list(values))
+			m.set(&c.field, list(m.values))
 		}
 		if m.reject != nil {
 			return
@@ -133,36 +136,53 @@ func (m *Mapper) row(fields []string) {
 
 // list is more than one value.
 func list(values []string) event.Value {
+	if !slices.ContainsFunc(values, special) {
+		return event.JSON(`["` + strings.Join(values, `","`) + `"]`) // as it comes out below
+	}
 	text, _ := json.Marshal(values) // of strings it cannot fail
 	v, _ := event.FromJSON(text)
 	return v
 }
 
-// object takes an object apart, and those inside it.
-func (m *Mapper) object(prefix string, o gjson.Result) {
+// special says whether a text is written otherwise in JSON.
+func special(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			return true
+		}
+	}
+	return false
+}
+
+// object takes an object apart, whose name is the path, and those inside it.
+func (m *Mapper) object(o gjson.Result) {
+	above := len(m.path)
 	o.ForEach(func(key, value gjson.Result) bool {
-		name := prefix + key.Str
+		m.path = append(m.path, key.Str...)
 		switch {
-		case len(name) > maxNameBytes:
-			m.refuse(name, nameTooLong)
+		case len(m.path) > maxNameBytes:
+			m.refuse(string(m.path), nameTooLong)
 		case value.IsObject():
-			m.object(name+".", value)
+			m.path = append(m.path, '.')
+			m.object(value)
 		default:
-			v, ok := jsonValue(value)
+			v, ok := m.value(value)
 			if !ok {
-				m.refuse(name, noNumber)
+				m.refuse(string(m.path), noNumber)
 			} else if !v.IsNull() {
-				m.set(m.field(name), v)
+				m.set(m.field(), v)
 			}
 		}
+		m.path = m.path[:above]
 		return m.reject == nil
 	})
 }
 
-func (m *Mapper) field(name string) *field {
-	f := m.known[name]
+// field is what the path means.
+func (m *Mapper) field() *field {
+	f := m.known[string(m.path)]
 	if f == nil {
-		name = strings.Clone(name)
+		name := string(m.path)
 		f = new(field)
 		*f = meaning(name)
 		if len(m.known) < maxKnown {
@@ -172,23 +192,29 @@ func (m *Mapper) field(name string) *field {
 	return f
 }
 
-// jsonValue is what a value says: a list of one is that one, and nothing is null. It is
+// value is what a value says: a list of one is that one, and nothing is null. It is
 // false for a number that is too large.
-func jsonValue(v gjson.Result) (event.Value, bool) {
+func (m *Mapper) value(v gjson.Result) (event.Value, bool) {
 	if v.IsArray() {
-		var said []gjson.Result
-		for _, e := range v.Array() {
-			if e.Type != gjson.Null && (e.Type != gjson.String || e.Str != "") {
-				said = append(said, e)
+		m.values = m.values[:0]
+		said, texts, last := 0, true, v
+		v.ForEach(func(_, e gjson.Result) bool {
+			if e.Type == gjson.Null || e.Type == gjson.String && e.Str == "" {
+				return true
 			}
-		}
-		switch len(said) {
-		case 0:
+			said, last = said+1, e
+			if texts = texts && e.Type == gjson.String; texts {
+				m.values = append(m.values, e.Str)
+			}
+			return true
+		})
+		switch {
+		case said == 0:
 			return event.Null(), true
-		case 1:
-			if !said[0].IsArray() {
-				v = said[0]
-			}
+		case said == 1 && !last.IsArray():
+			v = last
+		case texts:
+			return list(m.values), true
 		}
 	}
 	switch {
@@ -318,7 +344,10 @@ func (m *Mapper) extra(name string, v event.Value) {
 // name gives the attributes their names, of which each is there once, in their order.
 func (m *Mapper) name() {
 	slices.SortStableFunc(m.attributes, func(a, b attribute) int {
-		return cmp.Or(strings.Compare(a.attribute, b.attribute), cmp.Compare(a.rank, b.rank), strings.Compare(a.name, b.name))
+		if c := strings.Compare(a.attribute, b.attribute); c != 0 {
+			return c
+		}
+		return cmp.Or(cmp.Compare(a.rank, b.rank), strings.Compare(a.name, b.name))
 	})
 	set := m.patch.Set[:0]
 	for i, a := range m.attributes {

@@ -270,3 +270,23 @@ type memory struct{ *bytes.Reader }
 func (m *memory) Go(to int64) { _, _ = m.Seek(to, io.SeekStart) }
 
 func (m *memory) At() int64 { return m.Reader.Size() - int64(m.Len()) }
+
+func BenchmarkRow(b *testing.B) {
+	const csv = "EMAIL,aiko@example.test,e1,NONE,Kyoto,ja_JP,Asia/Tokyo,u1,Aiko,tea,pottery,12"
+	const json = `{"ChannelType":"EMAIL","Address":"aiko@example.test","Id":"e1","OptOut":"NONE","Location":{"City":"Kyoto"},"Demographic":{"Locale":"ja_JP","Timezone":"Asia/Tokyo"},"User":{"UserId":"u1","UserAttributes":{"FirstName":["Aiko"],"Interests":["tea","pottery"]}},"Metrics":{"Orders":12}}`
+	header := "ChannelType,Address,Id,OptOut,Location.City,Demographic.Locale,Demographic.Timezone,User.UserId,User.UserAttributes.FirstName,User.UserAttributes.Interests,User.UserAttributes.Interests,Metrics.Orders"
+	for name, c := range map[string]struct{ header, fields []string }{
+		"CSV": {strings.Split(header, ","), strings.Split(csv, ",")}, "JSON": {[]string{pinpoint.Object}, []string{json}},
+	} {
+		b.Run(name, func(b *testing.B) {
+			m, err := pinpoint.Compile(pinpoint.Spec("vip"), c.header, imported)
+			require.NoError(b, err)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, reject := m.Row(c.fields, 2, 1); reject != nil {
+					b.Fatal(reject)
+				}
+			}
+		})
+	}
+}
