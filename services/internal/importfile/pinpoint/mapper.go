@@ -49,6 +49,7 @@ type attribute struct {
 
 const (
 	maxKnown     = 10_000 // names that are remembered
+	maxDepth     = 8      // of objects that are taken apart; those below are values
 	maxNameRunes = 128    // of an attribute, as import specs have it
 	maxNameBytes = 1 << 10
 	channelEmail = "EMAIL"
@@ -93,7 +94,7 @@ func (m *Mapper) Row(fields []string, line, _ int64) (mapping.Records, *mapping.
 		return mapping.Records{}, mapping.Ragged(len(fields), m.width)
 	case m.columns == nil:
 		m.path = m.path[:0]
-		m.object(gjson.Parse(fields[0]))
+		m.object(gjson.Parse(fields[0]), 1)
 	default:
 		m.row(fields)
 	}
@@ -154,17 +155,18 @@ func special(s string) bool {
 	return false
 }
 
-// object takes an object apart, whose name is the path, and those inside it.
-func (m *Mapper) object(o gjson.Result) {
+// object takes an object apart, whose name is the path, and those inside it. Each level
+// reads what is below it once more.
+func (m *Mapper) object(o gjson.Result, depth int) {
 	above := len(m.path)
 	o.ForEach(func(key, value gjson.Result) bool {
 		m.path = append(m.path, key.Str...)
 		switch {
 		case len(m.path) > maxNameBytes:
 			m.refuse(string(m.path), nameTooLong)
-		case value.IsObject():
+		case value.IsObject() && depth < maxDepth:
 			m.path = append(m.path, '.')
-			m.object(value)
+			m.object(value, depth+1)
 		default:
 			v, ok := m.value(value)
 			if !ok {
