@@ -169,6 +169,11 @@ func TestAPinpointImportThatIsKilledGoesOnWhereItWas(t *testing.T) {
 				require.Equal(t, "u"+p.Set[0].Value.Text(), user)
 			}
 			require.Equal(t, []identity.ID{last.ImportID}, s.segment())
+			for _, r := range s.kafka.All(t, topic.SegmentMembers) {
+				var m event.SegmentMember
+				s.kafka.Decode(t, r, &m)
+				require.Equal(t, "tasters", m.SegmentID)
+			}
 		})
 	}
 }
