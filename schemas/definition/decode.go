@@ -152,11 +152,14 @@ func (d *decoder) word(n *node, path string, into *string, words ...string) {
 
 var idPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
+// IsID says whether a text can be the id of a definition, or of a segment.
+func IsID(text string) bool { return idPattern.MatchString(text) }
+
 func (d *decoder) id(n *node, path string, into *string) bool {
 	if !d.text(n, path, into) {
 		return false
 	}
-	if !idPattern.MatchString(*into) {
+	if !IsID(*into) {
 		d.shapeError(n, path, fmt.Sprintf("%q is not an id", *into), "1 to 63 of a-z, 0-9 and -, not beginning with -")
 		return false
 	}

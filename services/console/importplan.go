@@ -23,6 +23,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
 	"github.com/hikyaku/hikyaku/services/internal/importfile/guess"
 	"github.com/hikyaku/hikyaku/services/internal/importfile/mapping"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/pinpoint"
 	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
 	"github.com/hikyaku/hikyaku/services/internal/liquid"
 )
@@ -41,12 +42,15 @@ The spec is one that was applied (--spec ID), or one in a file that was not (--s
 the spec is looked at. Exit code 1 if the import would fail.
 
 Without a spec, plan guesses one from the beginning of the file (format, delimiter, encoding, types, which column is the id and which
-the address) and prints it as YAML, to be read, corrected and tried with --spec-file; nothing but the file is looked at.`,
+the address) and prints it as YAML, to be read, corrected and tried with --spec-file; nothing but the file is looked at. A segment
+file of Amazon Pinpoint needs no spec: it is planned by the one that is built in, ` + pinpoint.SpecID + `.`,
 		Example: "  hikyaku import plan people.csv > people.yaml\n  hikyaku import plan people.csv --spec-file people.yaml --offline\n  hikyaku import plan orders.csv.gz --spec retail-orders", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case spec != "" && specFile != "":
 				return usage("say --spec ID or --spec-file FILE, not both")
+			case spec == "" && specFile == "" && a.isPinpoint(args[0]):
+				spec = pinpoint.SpecID
 			case spec == "" && specFile == "":
 				return a.guess(args[0])
 			}
@@ -74,8 +78,9 @@ type planned struct {
 	Events         int64 `json:"events"`
 
 	RejectedBy []rejectKind    `json:"rejected_by"`
-	People     *plannedPeople  `json:"people,omitempty"`  // nil if nothing was compared
-	Segment    *plannedSegment `json:"segment,omitempty"` // nil if there is none, or nothing was compared
+	People     *plannedPeople  `json:"people,omitempty"`    // nil if nothing was compared
+	Segment    *plannedSegment `json:"segment,omitempty"`   // nil if there is none, or nothing was compared
+	NotTaken   []string        `json:"not_taken,omitempty"` // what the built-in spec makes nothing of, if the file has it
 	Samples    []plannedRow    `json:"samples"`
 }
 
@@ -112,6 +117,7 @@ type plannedRow struct {
 	At       *time.Time        `json:"occurred_at,omitempty"`
 	Contents map[string]any    `json:"properties,omitempty"`
 	Address  map[string]string `json:"addresses,omitempty"`
+	Consent  map[string]string `json:"consents,omitempty"`
 }
 
 const (
@@ -125,6 +131,9 @@ func (a *app) plan(ctx context.Context, path, specID, specFile string, offline b
 		return err
 	}
 	p := &planning{app: a, spec: spec, result: planned{File: path, Spec: spec.ID, RejectedBy: []rejectKind{}, Samples: []plannedRow{}}}
+	if spec.ID == pinpoint.SpecID {
+		p.result.NotTaken = pinpoint.NotTaken()
+	}
 	if !offline {
 		if err := p.connect(ctx); err != nil {
 			return err
@@ -142,6 +151,21 @@ func (a *app) plan(ctx context.Context, path, specID, specFile string, offline b
 		return broken("the import would fail: %s", p.result.Error)
 	}
 	return err
+}
+
+// isPinpoint says whether a file is a segment file of Amazon Pinpoint. What is wrong
+// with it otherwise is said later.
+func (a *app) isPinpoint(path string) bool {
+	source, err := importfile.OpenLocal(path)
+	if err != nil {
+		return false
+	}
+	defer source.Close()
+	if !guess.IsPinpoint(source) {
+		return false
+	}
+	fmt.Fprintf(a.err, "%s is a segment file of Amazon Pinpoint: uploaded under PINPOINT_PREFIX, imports/pinpoint/ unless set otherwise, it is imported without an import spec\n", path)
+	return true
 }
 
 // guess prints a spec for a file.
@@ -175,6 +199,9 @@ func openFile(path string) (*importfile.Local, error) {
 
 // planSpec is the spec in force, or the one in a file.
 func (a *app) planSpec(ctx context.Context, id, file string) (*definition.ImportSpec, error) {
+	if id == pinpoint.SpecID {
+		return pinpoint.Spec(""), nil
+	}
 	if file == "" {
 		store, err := a.definitions(ctx)
 		if err != nil {
@@ -257,7 +284,7 @@ func (p *planning) read(ctx context.Context, path string) error {
 	}
 	defer file.Close()
 	now := time.Now().UTC()
-	mapper, err := mapping.Compile(engine, p.spec, file.Header(), mapping.Import{ID: identity.Hash("plan", path), StartedAt: now, LastModified: source.LastModified()})
+	mapper, err := importfile.Compile(engine, p.spec, file.Header(), mapping.Import{ID: identity.Hash("plan", path), StartedAt: now, LastModified: source.LastModified()})
 	if err != nil {
 		p.result.Error = err.Error()
 		return nil
@@ -307,7 +334,7 @@ func (p *planning) tooMany(all bool) {
 	}
 }
 
-func (p *planning) row(mapper *mapping.Mapper, header []string, row rows.Row) {
+func (p *planning) row(mapper importfile.Mapper, header []string, row rows.Row) {
 	p.result.Rows++
 	if m := row.Malformed; m != nil {
 		p.reject(row.Line, m.Column(header), m.Reason)
@@ -371,6 +398,12 @@ func (p *planning) sample(line int64, made *mapping.Records) {
 		s.Profile, s.Address = anyMap(patch.Set), map[string]string{}
 		for _, ad := range patch.Addresses {
 			s.Address[ad.Channel] = strings.Clone(ad.Address)
+		}
+		for _, c := range patch.Consents {
+			if s.Consent == nil {
+				s.Consent = map[string]string{}
+			}
+			s.Consent[c.Channel] = c.Consent
 		}
 	}
 	if made.Member != nil {
@@ -556,6 +589,9 @@ func (p *planning) print() {
 		}
 		p.table([]string{"rejected", "first line", "column", "reason"}, lines)
 	}
+	if len(o.NotTaken) > 0 {
+		fmt.Fprintf(a.out, "\nnothing is made of: %s\n", strings.Join(o.NotTaken, "; "))
+	}
 	for _, s := range o.Samples {
 		fmt.Fprintf(a.out, "\nline %d: %s\n", s.Line, s.UserID)
 		for _, part := range []struct {
@@ -572,6 +608,9 @@ func (p *planning) print() {
 		}
 		for _, channel := range slices.Sorted(maps.Keys(s.Address)) {
 			fmt.Fprintf(a.out, "  address.%s = %s\n", channel, s.Address[channel])
+		}
+		for _, channel := range slices.Sorted(maps.Keys(s.Consent)) {
+			fmt.Fprintf(a.out, "  consent.%s = %s\n", channel, s.Consent[channel])
 		}
 		if s.Event != "" {
 			fmt.Fprintf(a.out, "  event %s at %s\n", s.Event, s.At.Format(time.RFC3339))

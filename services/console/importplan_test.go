@@ -149,3 +149,23 @@ func TestThePageBringYourOwnFileIsTrue(t *testing.T) {
 		}
 	}
 }
+
+func TestASegmentFileOfPinpointIsPlannedWithoutASpec(t *testing.T) {
+	t.Parallel()
+	s := &stage{t: t, env: map[string]string{"KAFKA_BROKERS": "127.0.0.1:1", "CLICKHOUSE_URL": "http://127.0.0.1:1"}}
+	for _, name := range []string{"part-0.csv", "part-1.json"} {
+		file := filepath.Join("../../examples/pinpoint/tasters", name)
+		a := s.ok("import", "plan", file, "--offline", "--json")
+		require.Contains(t, a.err, "imported without an import spec")
+		plan := a.one(t)
+		require.Equal(t, "builtin:pinpoint", plan["spec"])
+		require.Equal(t, map[string]any{"rows": 4.0, "rejected": 0.0, "profile_updates": 4.0}, map[string]any{"rows": plan["rows"], "rejected": plan["rejected"], "profile_updates": plan["profile_updates"]}, name)
+		require.Contains(t, plan["not_taken"], "EffectiveDate")
+		require.Equal(t, plan, s.ok("import", "plan", file, "--offline", "--json", "--spec", "builtin:pinpoint").one(t))
+		text := s.ok("import", "plan", file, "--offline").out
+		require.Contains(t, text, "nothing is made of: ApplicationId; ")
+		require.Equal(t, name == "part-0.csv", strings.Contains(text, "address.email = ben@example.test\n  consent.email = unsubscribed\n"))
+	}
+	dir := files(t, map[string]string{"none.csv": "id,Address\n1,a@b\n"})
+	require.Contains(t, s.ok("import", "plan", filepath.Join(dir, "none.csv")).out, "kind: ImportSpec")
+}

@@ -23,6 +23,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/pinpoint"
 )
 
 // importFilter selects imports of the list.
@@ -105,6 +106,7 @@ type shownImport struct {
 	Events         int64       `json:"events"`
 	Segment        string      `json:"segment"`      // that it fills, or empty
 	SegmentMode    string      `json:"segment_mode"` // replace, add or remove; empty without one
+	FilesPrefix    string      `json:"files_prefix"` // what the keys of its rejects file and report have before the object's
 	Undoes         string      `json:"undoes"`       // import_id of the import that it takes back, or empty
 	Again          int64       `json:"again"`        // how often the object was imported before, if it is repeated
 	RowsPerSecond  *float64    `json:"rows_per_second"`
@@ -149,7 +151,7 @@ func (p *importPicture) at(now time.Time) shownImport {
 		ImportID: p.ImportID, Spec: p.SpecID, SpecVersion: p.SpecVersion, Bucket: p.Bucket, Key: p.Key, VersionID: p.VersionID, LastModified: p.LastModified,
 		State: p.State, Error: p.Error, SizeBytes: p.SizeBytes, OffsetBytes: p.OffsetBytes, Line: p.Line, Rows: p.Rows, Rejected: p.Rejected,
 		ProfileUpdates: p.ProfileUpdates, SegmentMembers: p.SegmentMembers, Events: p.Events, Segment: p.SegmentID, SegmentMode: p.SegmentMode,
-		Undoes: p.Undoes, Again: p.Again,
+		FilesPrefix: p.FilesPrefix, Undoes: p.Undoes, Again: p.Again,
 		AnnouncedAt: p.AnnouncedAt, StartedAt: p.StartedAt, UpdatedAt: p.UpdatedAt,
 	}
 	if s.Segment == "" {
@@ -653,7 +655,11 @@ func (w *wholeImport) next() []string {
 		if w.Segment != "" {
 			out = append(out, "The segment "+w.Segment+" is as it was before.")
 		}
-		out = append(out, "If the import spec is wrong, mend it and hikyaku apply it: the object is imported again by itself. If the file is wrong, upload a mended one: that is another import.")
+		if w.Spec == pinpoint.SpecID {
+			out = append(out, "Upload a mended file: that is another import. The import spec is built in; one of your own with the prefix of the file's folder takes its place.")
+		} else {
+			out = append(out, "If the import spec is wrong, mend it and hikyaku apply it: the object is imported again by itself. If the file is wrong, upload a mended one: that is another import.")
+		}
 	}
 	switch {
 	case w.State == importfile.StateUndone:
@@ -669,7 +675,11 @@ func (w *wholeImport) next() []string {
 		out = append(out, "hikyaku topic read "+string(topic.ImportRejects)+" --key "+w.ImportID.String()+" prints the rejected rows with line, column and reason, for 30 days.")
 	}
 	if importfile.Ended(w.State) {
-		out = append(out, "The rejects file and the report lie beside the object, unless it was replaced or removed, or the importer has no right to write there.")
+		where := "beside the object"
+		if w.FilesPrefix != "" {
+			where = "under " + w.FilesPrefix
+		}
+		out = append(out, "The rejects file and the report lie "+where+", unless the object was replaced or removed, or the importer has no right to write there.")
 	}
 	if w.State == importfile.StateDone && w.Rejected > 0 {
 		if w.SegmentMode == definition.SegmentReplace {
@@ -728,7 +738,8 @@ func (a *app) printImport(w *wholeImport) {
 	}
 	rows = append(rows, []string{"started", moment(w.StartedAt)}, []string{"last sign", moment(w.UpdatedAt)}, []string{"time", w.time()})
 	if importfile.Ended(w.State) && w.Undoes == "" {
-		rows = append(rows, []string{"rejects", w.Key + importfile.RejectsSuffix}, []string{"report", w.Key + importfile.ReportSuffix})
+		beside := w.FilesPrefix + w.Key
+		rows = append(rows, []string{"rejects", beside + importfile.RejectsSuffix}, []string{"report", beside + importfile.ReportSuffix})
 	}
 	a.table([]string{"IMPORT", w.ImportID.String()}, rows)
 	if len(w.Next) > 0 {

@@ -11,11 +11,13 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/pinpoint"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
 )
 
@@ -310,4 +312,23 @@ func TestABarIsDrawnForEachImportUntilItsEnd(t *testing.T) {
 		t.Fatal("it does not end")
 	}
 	require.Contains(t, screen.String(), "100% 2,000 rows")
+}
+
+// Of one that was imported by the spec that is built in, another copy of it is asked for.
+func TestAPinpointImportIsShownAndAskedForAgain(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	failed := s.imported("imports/pinpoint/vip/a.csv", "failed", func(e *event.Import) {
+		e.SpecID, e.SpecVersion, e.SegmentID, e.SegmentMode, e.FilesPrefix = pinpoint.SpecID, pinpoint.Version, "vip", definition.SegmentAdd, "rejects/"
+	})
+	shown := s.ok("imports", "show", failed.String()).out
+	for _, says := range []string{"rejects/imports/pinpoint/vip/a.csv.rejects.csv", "rejects/imports/pinpoint/vip/a.csv.report.json", "lie under rejects/", "The import spec is built in"} {
+		require.Contains(t, shown, says)
+	}
+	require.NotContains(t, shown, "hikyaku apply")
+	require.Equal(t, "rejects/", s.ok("imports", "show", failed.String(), "--json").one(t)["files_prefix"])
+	again := s.ok("import", "again", failed.String(), "--yes", "--detach", "--json").one(t)
+	require.Equal(t, map[string]any{"spec": pinpoint.SpecID, "spec_version": 1.0, "segment": "vip", "state": "announced", "files_prefix": ""},
+		map[string]any{"spec": again["spec"], "spec_version": again["spec_version"], "segment": again["segment"], "state": again["state"], "files_prefix": again["files_prefix"]})
+	require.Contains(t, s.ok("imports", "--spec", pinpoint.SpecID).out, pinpoint.SpecID)
 }

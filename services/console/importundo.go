@@ -15,6 +15,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/pinpoint"
 )
 
 // asking is how an import is asked for.
@@ -89,16 +90,12 @@ func (a *app) again(ctx context.Context, arg string, q *asking) error {
 		if !importfile.Ended(of.State) {
 			return nil, usage("import %s of %s has not ended: it is %s", shortID(of.ImportID), of.Key, of.State)
 		}
-		head, ok := store.Head(definition.KindImportSpec, of.Spec)
-		if !ok {
-			return nil, usage("there is no import spec %s any more", of.Spec)
-		}
-		spec, err := definitions.Decode[*definition.ImportSpec](head)
+		spec, version, err := specAgain(store, of)
 		if err != nil {
 			return nil, err
 		}
 		e := t.last(of.ImportID)
-		e.SpecVersion, e.Undoes, e.Again, e.SegmentID, e.SegmentMode = head.Number, "", 0, "", definition.SegmentReplace
+		e.SpecVersion, e.Undoes, e.Again, e.SegmentID, e.SegmentMode = version, "", 0, "", definition.SegmentReplace
 		if spec.Segment != nil {
 			e.SegmentID, e.SegmentMode = spec.Segment.ID, spec.Segment.ModeOrReplace()
 		}
@@ -108,6 +105,19 @@ func (a *app) again(ctx context.Context, arg string, q *asking) error {
 		}
 		return e, nil
 	}, "Import %s of %s (%s) once more?", "nothing is imported")
+}
+
+// specAgain is an import's spec as it is in force now.
+func specAgain(store *definitions.Store, of *shownImport) (spec *definition.ImportSpec, version int64, err error) {
+	if of.Spec == pinpoint.SpecID {
+		return pinpoint.Spec(of.Segment), pinpoint.Version, nil
+	}
+	head, ok := store.Head(definition.KindImportSpec, of.Spec)
+	if !ok {
+		return nil, 0, usage("there is no import spec %s any more", of.Spec)
+	}
+	spec, err = definitions.Decode[*definition.ImportSpec](head)
+	return spec, head.Number, err
 }
 
 // ask finds an import, lets make say what is asked for because of it, asks whether that is
@@ -145,7 +155,7 @@ func (a *app) ask(ctx context.Context, arg string, q *asking, make func(*importT
 			}
 			now := now()
 			e.AnnouncedAt, e.StartedAt, e.UpdatedAt, e.State, e.Error = now, now, now, importfile.StateAnnounced, ""
-			e.OffsetBytes, e.Line, e.Rows, e.Rejected, e.ProfileUpdates, e.SegmentMembers, e.Events, e.Header, e.Published = 0, 1, 0, 0, 0, 0, 0, nil, nil
+			e.OffsetBytes, e.Line, e.Rows, e.Rejected, e.ProfileUpdates, e.SegmentMembers, e.Events, e.Header, e.Published, e.FilesPrefix = 0, 1, 0, 0, 0, 0, 0, nil, nil, ""
 			r, err := c.Record(topic.Imports, e.ImportID.String(), e)
 			return []*kgo.Record{r}, err
 		})

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
-	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/services/importer/internal/announce"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
@@ -146,9 +144,9 @@ func (s *Service) look(ctx context.Context, at announce.Object) ([]job, error) {
 		return nil, nil
 	}
 	var jobs []job
-	for _, v := range s.definitions.All(definition.KindImportSpec) {
-		if spec, err := s.spec(v); err == nil && strings.HasPrefix(at.Key, spec.Source.Prefix) {
-			jobs = append(jobs, job{specID: v.ID, specVersion: v.Number})
+	for _, spec := range s.specs() {
+		if spec.takes(at.Key) {
+			jobs = append(jobs, job{specID: spec.id, specVersion: spec.version})
 		}
 	}
 	if len(jobs) == 0 {

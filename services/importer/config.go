@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -29,6 +30,10 @@ type Config struct {
 	Kafka     kafka.Config
 	S3        S3Config
 	Announce  AnnounceConfig
+
+	PinpointPrefix string `env:"PINPOINT_PREFIX, default=imports/pinpoint/" unit:"prefix" help:"segment files of Amazon Pinpoint are imported from here without an import spec; the first folder names the segment; off for nowhere"`
+
+	RejectsPrefix string `env:"REJECTS_PREFIX" unit:"prefix" help:"reject files and reports are written under the object's key with this before it; beside the object when unset"`
 
 	PollInterval     time.Duration `env:"POLL_INTERVAL, default=2s" help:"how often work is looked for: imports that others have left, and new objects unless LIST_INTERVAL is longer"`
 	ListInterval     time.Duration `env:"LIST_INTERVAL, default=0s" help:"how often the prefixes of the import specs are listed; 0s is every minute with a queue, else every POLL_INTERVAL"`
@@ -56,6 +61,12 @@ type AnnounceConfig struct {
 
 // Validate refuses what could not work.
 func (c Config) Validate() error {
+	if c.PinpointPrefix != pinpointOff && c.PinpointPrefix != "" && (!strings.HasSuffix(c.PinpointPrefix, "/") || strings.HasPrefix(c.PinpointPrefix, "/")) {
+		return config.Invalid("PINPOINT_PREFIX", c.PinpointPrefix, "off, or a prefix that ends in / and does not begin with one")
+	}
+	if strings.HasPrefix(c.RejectsPrefix, "/") {
+		return config.Invalid("REJECTS_PREFIX", c.RejectsPrefix, "a prefix that does not begin with /")
+	}
 	if c.PollInterval < 10*time.Millisecond {
 		return config.Invalid("POLL_INTERVAL", c.PollInterval, "a duration of at least 10ms")
 	}
@@ -72,6 +83,17 @@ func (c Config) Validate() error {
 		return config.Invalid("TRANSACTION_BYTES", c.TransactionBytes, "a number from 65536 to 67108864")
 	}
 	return nil
+}
+
+// pinpointOff is said instead of a prefix, since a variable that is empty counts as not set.
+const pinpointOff = "off"
+
+// pinpointPrefix is empty if there is none.
+func (c Config) pinpointPrefix() string {
+	if c.PinpointPrefix == pinpointOff {
+		return ""
+	}
+	return c.PinpointPrefix
 }
 
 // listWithQueue is how often prefixes are listed beside a queue: for what appeared

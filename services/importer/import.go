@@ -155,7 +155,7 @@ func (i *importing) produce(ctx context.Context, at event.Import, batches chan<-
 		at.Line = p.Line
 		at.OffsetBytes = max(at.OffsetBytes, p.Offset) // where layers read ahead, not always as far as before
 	}
-	mapper, err := mapping.Compile(i.liquid, i.spec, at.Header, mapping.Import{ID: at.ImportID, StartedAt: at.StartedAt, LastModified: at.LastModified})
+	mapper, err := importfile.Compile(i.liquid, i.spec, at.Header, mapping.Import{ID: at.ImportID, StartedAt: at.StartedAt, LastModified: at.LastModified})
 	if err != nil {
 		return &failure{err.Error()}
 	}
@@ -243,7 +243,7 @@ func stopped(ctx context.Context, err error) error {
 }
 
 // mapRow adds to the batch what a row makes, all of it or its reject.
-func (i *importing) mapRow(mapper *mapping.Mapper, row rows.Row, at *event.Import, b *batch) error {
+func (i *importing) mapRow(mapper importfile.Mapper, row rows.Row, at *event.Import, b *batch) error {
 	had, hadBytes := len(b.records), b.bytes
 	reject := func(r mapping.Reject) error {
 		// What of the row was already made, is taken back.

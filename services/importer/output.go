@@ -24,6 +24,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/pinpoint"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
@@ -102,6 +103,7 @@ type report struct {
 	Error      string    `json:"error,omitempty"`
 	Segment    string    `json:"segment,omitempty"`
 	Superseded bool      `json:"superseded,omitempty"` // a later file makes up the segment
+	NotTaken   []string  `json:"not_taken,omitempty"`  // what the built-in spec makes nothing of, if the file has it
 	StartedAt  time.Time `json:"started_at"`
 	Seconds    float64   `json:"seconds"` // from start to this report
 
@@ -147,6 +149,9 @@ func (i *importing) writeFiles(work context.Context, state, reason string, super
 		Rows: i.at.Rows, Rejected: i.at.Rejected,
 		ProfileUpdates: i.at.ProfileUpdates, SegmentMembers: i.at.SegmentMembers, Events: i.at.Events,
 	}
+	if i.at.SpecID == pinpoint.SpecID {
+		r.NotTaken = pinpoint.NotTaken()
+	}
 	if err := i.collectRejects(work, file, &r); err != nil {
 		return err
 	}
@@ -154,9 +159,11 @@ func (i *importing) writeFiles(work context.Context, state, reason string, super
 	if err != nil {
 		return fmt.Errorf("writing the report: %w", err)
 	}
-	rejects := i.put(work, i.at.Key+importfile.RejectsSuffix, "text/csv; charset=utf-8", file)
+	i.at.FilesPrefix = i.cfg.RejectsPrefix // on record with the state that follows
+	beside := i.at.FilesPrefix + i.at.Key
+	rejects := i.put(work, beside+importfile.RejectsSuffix, "text/csv; charset=utf-8", file)
 	crash.At(crash.ImporterRejects)
-	err = errors.Join(rejects, i.put(work, i.at.Key+importfile.ReportSuffix, "application/json", strings.NewReader(string(text)+"\n")))
+	err = errors.Join(rejects, i.put(work, beside+importfile.ReportSuffix, "application/json", strings.NewReader(string(text)+"\n")))
 	crash.At(crash.ImporterReported)
 	return err
 }
@@ -202,9 +209,16 @@ func (i *importing) collectRejects(work context.Context, file io.Writer, sum *re
 	return nil
 }
 
-// put writes beside the object. Without the right to, the import ends all the
+// maxKeyBytes is S3's.
+const maxKeyBytes = 1024
+
+// put writes a file of ours. Without the right to, the import ends all the
 // same: its records are there.
 func (i *importing) put(work context.Context, key, contentType string, body io.ReadSeeker) error {
+	if len(key) > maxKeyBytes {
+		i.log.Warn("no room in the key for a reject file or report", "key_written", key)
+		return nil
+	}
 	if _, err := body.Seek(0, io.SeekStart); err != nil {
 		return fmt.Errorf("writing %s: %w", key, err)
 	}
@@ -214,7 +228,7 @@ func (i *importing) put(work context.Context, key, contentType string, body io.R
 	})
 	switch {
 	case status(err) == http.StatusForbidden:
-		i.log.Warn("no right to write beside the object", "key_written", key)
+		i.log.Warn("no right to write the reject file or report", "key_written", key)
 		return nil
 	case err != nil:
 		return fault.Transient(fmt.Errorf("writing s3://%s/%s: %w", i.at.Bucket, key, err))

@@ -28,7 +28,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
-	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
@@ -243,14 +242,10 @@ func (s *Service) fresh(ctx context.Context) ([]job, error) {
 	var jobs []job
 	looks := map[source]bool{}
 	var failed error // one prefix may be refused, the others are listed
-	for _, v := range s.definitions.All(definition.KindImportSpec) {
-		spec, err := s.spec(v)
-		if err != nil {
-			continue
-		}
-		err = s.list(ctx, spec.Source.Prefix, func(o object) {
-			j := job{source: sourceOf(o, v.ID), object: o, specID: v.ID, specVersion: v.Number}
-			if !s.progress.wanted(o, v.ID, v.Number) || !s.mayTake(j) {
+	for _, spec := range s.specs() {
+		err := s.list(ctx, spec.prefix, func(o object) {
+			j := job{source: sourceOf(o, spec.id), object: o, specID: spec.id, specVersion: spec.version}
+			if !spec.takes(o.key) || !s.progress.wanted(o, spec.id, spec.version) || !s.mayTake(j) {
 				return
 			}
 			// What has no ETag may still be being written: it is taken when
@@ -277,25 +272,6 @@ func oldestFirst(jobs []job) {
 		}
 		return jobs[a].object.key < jobs[b].object.key
 	})
-}
-
-// spec decodes a version once said to be in force. What does not decode was
-// written by a newer program; the others go on.
-func (s *Service) spec(v definitions.Version) (*definition.ImportSpec, error) {
-	d, err := definition.Decode(v.Kind, v.Body)
-	if err == nil {
-		if spec, ok := d.(*definition.ImportSpec); ok {
-			return spec, nil
-		}
-		err = fmt.Errorf("%s is not an import spec", v.Kind)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if name := fmt.Sprintf("%s@%d", v.ID, v.Number); !s.refused[name] {
-		s.refused[name] = true
-		s.log.Error("import spec is not understood and left alone", "spec_id", v.ID, "spec_version", v.Number, "error", err)
-	}
-	return nil, err
 }
 
 // mayTake says whether this instance may try an import now.
@@ -475,16 +451,9 @@ func (s *Service) own(ctx, work context.Context, j job, readingDone func()) erro
 			return nil
 		}
 	}
-	version, err := s.definitions.WaitFor(ctx, definition.KindImportSpec, j.specID, j.specVersion)
-	if fault.ClassOf(err) == fault.ClassPoison {
-		return fault.Transient(err) // this import waits, others go on
-	}
+	spec, err := s.specOf(ctx, j)
 	if err != nil {
-		return errStopped
-	}
-	spec, err := s.spec(version)
-	if err != nil {
-		return fault.Transient(err)
+		return err
 	}
 	id := identity.Import(o.bucket, o.key, o.identityVersion(), j.specID, j.specVersion)
 	if j.begun != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/importfile/mapping"
 	"github.com/hikyaku/hikyaku/services/internal/importfile/ocf"
 	"github.com/hikyaku/hikyaku/services/internal/importfile/parquet"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/pinpoint"
 	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
 	"github.com/hikyaku/hikyaku/services/internal/liquid"
 )
@@ -108,11 +109,15 @@ func (f *File) open(engine *liquid.Engine, spec *definition.ImportSpec, at Posit
 		}
 		return rows.NewText(layers.Decode(encoding, text), encoding, 0, 1)
 	}
-	switch spec.Source.Format {
+	format := spec.Source.Format
+	if format == pinpoint.Format {
+		format = pinpoint.FormatOf(head)
+	}
+	switch format {
 	case definition.FormatCSV, definition.FormatTSV:
 		f.Reader = csv.NewReader(lines(), spec.Source.Delimiter[0])
 	case definition.FormatJSONL:
-		columns, err := mapping.Columns(engine, spec)
+		columns, err := columns(engine, spec)
 		if err != nil {
 			return &rows.Invalid{Reason: err.Error()}
 		}
@@ -128,6 +133,14 @@ func (f *File) open(engine *liquid.Engine, spec *definition.ImportSpec, at Posit
 		return err
 	}
 	return f.skip(at.Rows)
+}
+
+// columns are those of JSON Lines.
+func columns(engine *liquid.Engine, spec *definition.ImportSpec) ([]string, error) {
+	if spec.Source.Format == pinpoint.Format {
+		return []string{pinpoint.Object}, nil
+	}
+	return mapping.Columns(engine, spec)
 }
 
 // skip passes rows that were handled before.

@@ -15,6 +15,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
 	"github.com/hikyaku/hikyaku/services/internal/importfile/layers"
+	"github.com/hikyaku/hikyaku/services/internal/importfile/pinpoint"
 	"github.com/hikyaku/hikyaku/services/internal/importfile/rows"
 	"github.com/hikyaku/hikyaku/services/internal/liquid"
 )
@@ -43,6 +44,24 @@ func Spec(name string, source importfile.Source) (string, error) {
 		return "", &rows.Invalid{Reason: "no column of the file has a name of its own"}
 	}
 	return write(slug(name), src, named, sample), nil
+}
+
+// IsPinpoint says whether a file is a segment file of Amazon Pinpoint, which needs no
+// spec.
+func IsPinpoint(source importfile.Source) bool {
+	src, columns, err := look(source)
+	if err != nil || src.Format != definition.FormatJSONL && src.Delimiter != "," {
+		return false
+	}
+	header, _, err := read(source, src, columns)
+	if err != nil {
+		return false
+	}
+	names := make([]string, len(header))
+	for i, h := range header {
+		names[i] = strings.TrimSpace(h)
+	}
+	return pinpoint.Recognises(names)
 }
 
 // look guesses the source from the first bytes; columns are the keys of JSON Lines.

@@ -36,11 +36,16 @@ type names struct {
 
 // NewReader returns a reader of a text that begins at a row. columns are the keys
 // that become columns, since the lines have no header; a key inside an object is
-// written object.key, and where both are there, a key with a dot in it wins.
+// written object.key, and where both are there, a key with a dot in it wins. The column
+// without a name is the object of the line.
 func NewReader(text *rows.Text, columns []string) *Reader {
 	r := &Reader{Text: text, header: columns, root: &names{column: -1}}
 	for i, c := range columns {
-		r.root.add(c, i)
+		if c == "" {
+			r.root.column = i
+		} else {
+			r.root.add(c, i)
+		}
 	}
 	return r
 }
@@ -128,7 +133,12 @@ func (r *Reader) parse(row *rows.Row) {
 		r.fields = make([]string, len(r.header))
 	}
 	clear(r.fields)
-	r.object(gjson.Parse(text), r.root)
+	if r.root.column >= 0 {
+		r.fields[r.root.column] = text
+	}
+	if r.root.below != nil {
+		r.object(gjson.Parse(text), r.root)
+	}
 	row.Fields = r.fields
 }
 

@@ -27,6 +27,30 @@ type Import struct {
 	LastModified time.Time
 }
 
+// earliest is before all that can have happened to a person.
+var earliest = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// Patch is what the profile updates of an import have in common.
+func (i Import) Patch() event.ProfilePatch {
+	// Neither the future nor a time before there was any of this: a file whose
+	// time was set by hand must not win over everything for ever.
+	at := i.LastModified
+	if at.After(i.StartedAt) {
+		at = i.StartedAt
+	}
+	if at.Before(earliest) {
+		at = earliest
+	}
+	return event.ProfilePatch{OccurredAt: at, SetAt: i.StartedAt, SetBy: i.setBy()}
+}
+
+// Member is what the members of the segment that an import fills have in common.
+func (i Import) Member(segmentID string) event.SegmentMember {
+	return event.SegmentMember{SegmentID: segmentID, ImportID: i.ID, OccurredAt: i.StartedAt}
+}
+
+func (i Import) setBy() string { return "import:" + i.ID.String() }
+
 // Reject says why a row makes no records. It never quotes the row.
 type Reject struct {
 	Column string // in the header; for a Liquid text its place in the spec; empty if it concerns the whole row
@@ -45,7 +69,6 @@ type Records struct {
 type Mapper struct {
 	columns int
 	imp     Import
-	setBy   string
 
 	userID *value
 
@@ -70,13 +93,12 @@ type Mapper struct {
 	usesLiquid    bool
 	userIDColumn  int // of the column named user_id; -1 if there is none
 	out           []byte
-	zones         map[string]bool // time zone names seen and whether they exist
+	zones         Zones
 	patch         event.ProfilePatch
 	segment       event.SegmentMember
 	behaviour     event.Event
 	localeText    string
 	timeZoneText  string
-	earliest      time.Time
 	latest, began time.Time
 }
 
@@ -118,10 +140,9 @@ func Columns(engine *liquid.Engine, spec *definition.ImportSpec) ([]string, erro
 func Compile(engine *liquid.Engine, spec *definition.ImportSpec, header []string, imp Import) (*Mapper, error) {
 	c := compiler{engine: engine, header: header}
 	m := &Mapper{
-		columns: len(header), imp: imp, setBy: "import:" + imp.ID.String(),
-		zones: map[string]bool{}, userIDColumn: slices.Index(header, userIDName),
-		earliest: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC),
-		began:    imp.StartedAt, latest: imp.StartedAt.Add(24 * time.Hour),
+		columns: len(header), imp: imp,
+		zones: Zones{}, userIDColumn: slices.Index(header, userIDName),
+		began: imp.StartedAt, latest: imp.StartedAt.Add(24 * time.Hour),
 	}
 	m.compile(&c, spec)
 	if err := c.err(); err != nil {
@@ -163,25 +184,16 @@ const rowName = "row"
 
 // prepare fills in what is the same in every row.
 func (m *Mapper) prepare() {
-	// Neither the future nor a time before there was any of this: a file whose
-	// time was set by hand must not win over everything for ever.
-	at := m.imp.LastModified
-	if at.After(m.imp.StartedAt) {
-		at = m.imp.StartedAt
-	}
-	if at.Before(m.earliest) {
-		at = m.earliest
-	}
-	m.patch = event.ProfilePatch{OccurredAt: at, SetAt: m.imp.StartedAt, SetBy: m.setBy}
-	m.segment = event.SegmentMember{SegmentID: m.segmentID, ImportID: m.imp.ID, OccurredAt: m.imp.StartedAt}
-	m.behaviour = event.Event{ReceivedAt: m.imp.StartedAt, Source: m.setBy}
+	m.patch = m.imp.Patch()
+	m.segment = m.imp.Member(m.segmentID)
+	m.behaviour = event.Event{ReceivedAt: m.imp.StartedAt, Source: m.imp.setBy()}
 }
 
 // Row maps the row that begins at line, the file's record-th (from 1, rejected
 // rows counted). The records are valid until the next call.
 func (m *Mapper) Row(fields []string, line, record int64) (Records, *Reject) {
 	if len(fields) != m.columns {
-		return Records{}, &Reject{"", fmt.Sprintf("the row has %d columns, the header has %d", len(fields), m.columns)}
+		return Records{}, Ragged(len(fields), m.columns)
 	}
 	if m.usesLiquid {
 		m.fill(fields)
@@ -194,8 +206,8 @@ func (m *Mapper) Row(fields []string, line, record int64) (Records, *Reject) {
 	if out.UserID == "" {
 		return Records{}, &Reject{m.userID.where, "the row has no user_id"}
 	}
-	if len(out.UserID) > maxUserIDBytes {
-		return Records{}, &Reject{m.userID.where, "the user_id is longer than 512 bytes"}
+	if rej = CheckUserID(out.UserID, m.userID.where); rej != nil {
+		return Records{}, rej
 	}
 	if m.usesLiquid {
 		m.vars[userIDName] = out.UserID
@@ -222,8 +234,18 @@ func (m *Mapper) Row(fields []string, line, record int64) (Records, *Reject) {
 	return out, nil
 }
 
-// maxUserIDBytes bounds what becomes the key of every record about a person.
-const maxUserIDBytes = 512
+// Ragged rejects a row that has more columns than its header, or fewer.
+func Ragged(columns, header int) *Reject {
+	return &Reject{"", fmt.Sprintf("the row has %d columns, the header has %d", columns, header)}
+}
+
+// CheckUserID rejects what is too long to be the key of every record about a person.
+func CheckUserID(userID, column string) *Reject {
+	if len(userID) > 512 {
+		return &Reject{column, "the user_id is longer than 512 bytes"}
+	}
+	return nil
+}
 
 func (m *Mapper) mapProfile(userID string, fields []string) (rej *Reject) {
 	p := &m.patch
@@ -268,7 +290,7 @@ func (m *Mapper) mapProfile(userID string, fields []string) (rej *Reject) {
 			return rej
 		}
 		if m.timeZoneText != "" {
-			if !m.isZone(m.timeZoneText) {
+			if !m.zones.Known(m.timeZoneText) {
 				return &Reject{m.timeZone.where, "not an IANA time zone"}
 			}
 			p.TimeZone = &m.timeZoneText
@@ -277,14 +299,18 @@ func (m *Mapper) mapProfile(userID string, fields []string) (rej *Reject) {
 	return nil
 }
 
-func (m *Mapper) isZone(name string) bool {
-	exists, seen := m.zones[name]
+// Zones are names that were seen, and whether they are those of time zones.
+type Zones map[string]bool
+
+// Known says whether a name is that of an IANA time zone.
+func (z Zones) Known(name string) bool {
+	exists, seen := z[name]
 	if !seen {
 		_, err := time.LoadLocation(name)
-		exists = err == nil && name != "Local"
+		exists = err == nil && name != "" && name != "Local"
 		// A file of nonsense must not fill the memory.
-		if len(m.zones) < 1000 {
-			m.zones[strings.Clone(name)] = exists
+		if len(z) < 1000 {
+			z[strings.Clone(name)] = exists
 		}
 	}
 	return exists
@@ -310,7 +336,7 @@ func (m *Mapper) mapEvent(userID string, fields []string, record int64) (rej *Re
 	switch {
 	case rej != nil:
 		return rej
-	case at.Before(m.earliest):
+	case at.Before(earliest):
 		return &Reject{m.occurredAt.where, "the time is before 2000-01-01"}
 	case at.After(m.latest):
 		return &Reject{m.occurredAt.where, "the time is more than a day after receipt"}

@@ -23,7 +23,7 @@ func (v *value) typed(s string) (event.Value, *Reject) {
 		if v.comma {
 			s = point(s)
 		}
-		f, ok := decimal(s)
+		f, ok := Decimal(s)
 		if !ok {
 			return event.Value{}, &Reject{v.where, "not a decimal number"}
 		}
@@ -46,9 +46,9 @@ func (v *value) typed(s string) (event.Value, *Reject) {
 	return event.String(s), nil
 }
 
-// decimal reads digits with a point and perhaps an exponent; not what else
+// Decimal reads digits with a point and perhaps an exponent; not what else
 // strconv takes for a number (inf, nan, 0x1p4, 1_000).
-func decimal(s string) (float64, bool) {
+func Decimal(s string) (float64, bool) {
 	for i := 0; i < len(s); i++ {
 		switch c := s[i]; {
 		case c >= '0' && c <= '9', c == '.', c == '-', c == '+', c == 'e', c == 'E':
