@@ -16,6 +16,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/smithy-go/logging"
 
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/config"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
@@ -24,15 +25,17 @@ import (
 
 // Config is the importer's settings.
 type Config struct {
-	Telemetry telemetry.Config
-	Lifecycle lifecycle.Config
-	Kafka     kafka.Config
-	S3        S3Config
-	Announce  AnnounceConfig
+	Telemetry  telemetry.Config
+	Lifecycle  lifecycle.Config
+	Kafka      kafka.Config
+	S3         S3Config
+	Announce   AnnounceConfig
+	ClickHouse clickhouse.Config // read by exports alone
 
 	PollInterval     time.Duration `env:"POLL_INTERVAL, default=2s" help:"how often work is looked for: imports that others have left, and new objects unless LIST_INTERVAL is longer"`
 	ListInterval     time.Duration `env:"LIST_INTERVAL, default=0s" help:"how often the prefixes of the import specs are listed; 0s is every minute with a queue, else every POLL_INTERVAL"`
 	ImportsAtOnce    int           `env:"IMPORTS_AT_ONCE, default=2" unit:"imports" help:"large objects read at the same time, and as many that are smaller than TRANSACTION_BYTES; each needs about four times that of memory"`
+	ExportsAtOnce    int           `env:"EXPORTS_AT_ONCE, default=1" unit:"exports" help:"written at the same time; each needs about 100 MiB of memory"`
 	TransactionBytes int           `env:"TRANSACTION_BYTES, default=8388608" unit:"bytes" help:"records committed together with the progress; a transaction must take less than 2 s"`
 }
 
@@ -63,6 +66,9 @@ func (c Config) Validate() error {
 	}
 	if c.ImportsAtOnce < 1 || c.ImportsAtOnce > maxOpen {
 		return config.Invalid("IMPORTS_AT_ONCE", c.ImportsAtOnce, fmt.Sprintf("a number from 1 to %d", maxOpen))
+	}
+	if c.ExportsAtOnce < 1 || c.ExportsAtOnce > maxOpen {
+		return config.Invalid("EXPORTS_AT_ONCE", c.ExportsAtOnce, fmt.Sprintf("a number from 1 to %d", maxOpen))
 	}
 	if c.TransactionBytes < 64<<10 || c.TransactionBytes > 64<<20 {
 		return config.Invalid("TRANSACTION_BYTES", c.TransactionBytes, "a number from 65536 to 67108864")

@@ -33,6 +33,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/config"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
@@ -95,7 +96,8 @@ func (s *stage) config(instance string) Config {
 			Bucket: embedded.DefaultBucket, Endpoint: gateway.Endpoint(), Region: embedded.DefaultRegion,
 			AccessKeyID: embedded.DefaultAccessKeyID, SecretAccessKey: config.Secret(embedded.DefaultSecretAccessKey),
 		},
-		PollInterval: 20 * time.Millisecond, ImportsAtOnce: 2, TransactionBytes: 64 << 10,
+		ClickHouse:   clickhouse.DefaultConfig("http://127.0.0.1:1"),
+		PollInterval: 20 * time.Millisecond, ImportsAtOnce: 2, ExportsAtOnce: 1, TransactionBytes: 64 << 10,
 	}
 	cfg.Kafka.Instance = instance
 	return cfg
