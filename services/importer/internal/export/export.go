@@ -612,3 +612,10 @@ func (x *exporting) commit(work context.Context, next event.Export) error {
 	x.at = next
 	return nil
 }
+
+// Idle says that this instance works on no export.
+func (r *Runner) Idle() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.running) == 0
+}
