@@ -60,6 +60,10 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		examples = filepath.Join(here, "..", "..", "examples")
+		// ClickHouse's engine is looked for from the working directory, too.
+		if found, _ := filepath.Glob(filepath.Join(here, "../../deploy/embedded/chdb/node_modules/@chdb/lib-*/libchdb.so")); len(found) > 0 && os.Getenv("LIBCHDB_PATH") == "" {
+			os.Setenv("LIBCHDB_PATH", found[0])
+		}
 		versions := filepath.Join(dir, "versions")
 		if err := os.Mkdir(versions, 0o700); err != nil {
 			panic(err)

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go"
 	awshttp "github.com/aws/smithy-go/transport/http"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -279,13 +280,16 @@ func (r *Runner) work(ctx, work context.Context, j job) error {
 		return nil
 	case ctx.Err() != nil || errors.Is(err, errStopped):
 		log.Info("export let go", "reason", "stopping")
+		r.Metrics.lettings.WithLabelValues("stopping").Inc()
 		return nil
 	case isFenced(err):
 		log.Warn("export let go", "reason", "fenced: another instance has opened it, or the broker has given up its transaction", "error", err)
+		r.Metrics.lettings.WithLabelValues("fenced").Inc()
 		r.letGo(j.id, true)
 		return nil
 	case fault.ClassOf(err) == fault.ClassTransient:
 		log.Warn("export let go", "reason", "something is away", "error", err)
+		r.Metrics.lettings.WithLabelValues("transient").Inc()
 		r.letGo(j.id, false)
 		return nil
 	}
@@ -578,9 +582,11 @@ func away(err error) error {
 		switch response.HTTPStatusCode() {
 		case http.StatusForbidden, http.StatusUnauthorized:
 			return &Failure{"no right to write to the bucket, or to list and remove what is under the export's folder: " + err.Error()}
-		case http.StatusNotFound:
-			return &Failure{"the bucket is not there: " + err.Error()}
 		}
+	}
+	var bucket *types.NoSuchBucket
+	if errors.As(err, &bucket) {
+		return &Failure{"the bucket is not there: " + err.Error()}
 	}
 	return fault.Transient(err)
 }
@@ -611,11 +617,4 @@ func (x *exporting) commit(work context.Context, next event.Export) error {
 	}
 	x.at = next
 	return nil
-}
-
-// Idle says that this instance works on no export.
-func (r *Runner) Idle() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.running) == 0
 }

@@ -151,7 +151,7 @@ func (o *object) Abort() {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(o.ctx), abortPatience)
 	defer cancel()
-	_, _ = o.in.s3.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &o.in.name, Key: &o.key, UploadId: o.uploadID})
+	_, _ = o.in.s3.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &o.in.name, Key: &o.key, UploadId: o.uploadID}, func(o *s3.Options) { o.RetryMaxAttempts = 1 })
 }
 
 func (o *object) sha256() string { return hex.EncodeToString(o.hash.Sum(nil)) }
