@@ -35,6 +35,8 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse/clickhousetest"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
+	"github.com/hikyaku/hikyaku/services/internal/exports"
+	"github.com/hikyaku/hikyaku/services/internal/importfile"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
 )
 
@@ -109,12 +111,11 @@ func (s *exportStage) ask(def *definition.Export) identity.ID {
 	body, err := definition.Encode(def)
 	require.NoError(s.t, err)
 	moment := fmt.Sprintf("%032x", stages.Add(1))
-	id := identity.Export(s.cluster.Namespace(), def.ID, 0, moment)
-	first := export.NewRequest(id, def, 0, string(body), moment, embedded.DefaultBucket, time.Now())
-	r, err := s.cluster.Record(topic.Exports, id.String(), &first)
+	first := exports.New(s.cluster.Namespace(), def, 0, body, moment, time.Now())
+	r, err := s.cluster.Record(topic.Exports, first.ExportID.String(), &first)
 	require.NoError(s.t, err)
 	s.kafka.Produce(s.t, r)
-	return id
+	return first.ExportID
 }
 
 // state is the latest record of an export, and how many say that it is sealed or done.
@@ -126,9 +127,9 @@ func (s *exportStage) state(id identity.ID) (last event.Export, sealed, done int
 		last = event.Export{}
 		s.kafka.Decode(s.t, r, &last)
 		switch last.State {
-		case export.Sealed:
+		case exports.Sealed:
 			sealed++
-		case export.Done:
+		case exports.Done:
 			done++
 		}
 	}
@@ -241,7 +242,7 @@ func TestAnExportHasEveryoneOnceInOrderInFilesOfTheSizeAskedFor(t *testing.T) {
 	}
 	s.run(s.exporter("0", nil), time.Second)
 	id := s.ask(&definition.Export{What: definition.WhatProfiles, Format: definition.FormatJSONL, MaxFileBytes: 1 << 20})
-	e := s.until(id, export.Done)
+	e := s.until(id, exports.Done)
 	require.EqualValues(t, 11000, e.Rows)
 	m, files := s.complete(e)
 	require.Equal(t, expectedUsers(0, 11000, nil), users(t, files))
@@ -261,7 +262,7 @@ func TestALargeFileIsUploadedInParts(t *testing.T) {
 	s := newExportStage(t)
 	s.profiles(0, 60000, 1)
 	s.run(s.exporter("0", nil), time.Second)
-	e := s.until(s.ask(&definition.Export{What: definition.WhatProfiles, Format: definition.FormatJSONL}), export.Done)
+	e := s.until(s.ask(&definition.Export{What: definition.WhatProfiles, Format: definition.FormatJSONL}), exports.Done)
 	_, files := s.complete(e)
 	require.Len(t, files, 1)
 	require.Greater(t, len(files[0]), 8<<20)
@@ -278,16 +279,16 @@ func TestAnExportIsTheSameBytesForTheSameData(t *testing.T) {
 	formats := []string{definition.FormatCSV, definition.FormatJSONL, definition.FormatAvro, definition.FormatParquet}
 	before := map[string][][]byte{}
 	for _, format := range formats {
-		_, before[format] = s.complete(s.until(s.ask(def(format, definition.CompressionZstd)), export.Done))
+		_, before[format] = s.complete(s.until(s.ask(def(format, definition.CompressionZstd)), exports.Done))
 	}
 	// Changed and changed back, in other parts.
 	s.exec("INSERT INTO profile_rows SELECT * REPLACE (revision + 1 AS revision, mapConcat(attr_string, map('plan', 'new')) AS attr_string) FROM profile_rows WHERE user_id < 'user-0002000'")
-	_, changed := s.complete(s.until(s.ask(def(definition.FormatCSV, definition.CompressionZstd)), export.Done))
+	_, changed := s.complete(s.until(s.ask(def(definition.FormatCSV, definition.CompressionZstd)), exports.Done))
 	require.NotEqual(t, before[definition.FormatCSV], changed)
 	s.profiles(0, 2000, 9)
 	s.exec("OPTIMIZE TABLE profile_rows FINAL")
 	for _, format := range formats {
-		_, after := s.complete(s.until(s.ask(def(format, definition.CompressionZstd)), export.Done))
+		_, after := s.complete(s.until(s.ask(def(format, definition.CompressionZstd)), exports.Done))
 		require.Equal(t, before[format], after, format)
 	}
 }
@@ -299,7 +300,7 @@ func TestAnAudienceIsExportedWithTheAttributesAskedFor(t *testing.T) {
 	s.write(gold)
 	s.run(s.exporter("0", nil), time.Second)
 	e := s.until(s.ask(&definition.Export{What: definition.WhatAudience, Audience: "gold", Format: definition.FormatParquet, Compression: definition.CompressionZstd,
-		Attributes: map[string]string{"points": "int", "score": "decimal", "plan": "string", "news": "bool", "since": "time", "likes": "json", "none": "string"}}), export.Done)
+		Attributes: map[string]string{"points": "int", "score": "decimal", "plan": "string", "news": "bool", "since": "time", "likes": "json", "none": "string"}}), exports.Done)
 	require.EqualValues(t, 500, e.Rows)
 	_, files := s.complete(e)
 	require.Len(t, files, 1)
@@ -326,7 +327,7 @@ func TestAnAudienceIsExportedWithTheAttributesAskedFor(t *testing.T) {
 func TestAnExportThatCannotBeSaysWhy(t *testing.T) {
 	s := newExportStage(t)
 	s.run(s.exporter("0", nil), time.Second)
-	e := s.until(s.ask(&definition.Export{What: definition.WhatAudience, Audience: "nobody", Format: definition.FormatCSV}), export.Failed)
+	e := s.until(s.ask(&definition.Export{What: definition.WhatAudience, Audience: "nobody", Format: definition.FormatCSV}), exports.Failed)
 	require.Equal(t, "there is no audience nobody", e.Error)
 	require.Empty(t, s.keys(e.Folder))
 }
@@ -335,7 +336,7 @@ func TestAnEmptyExportIsOneFileWithoutRows(t *testing.T) {
 	s := newExportStage(t)
 	s.run(s.exporter("0", nil), time.Second)
 	for _, what := range []string{definition.WhatProfiles, definition.WhatOutcomes, definition.WhatEngagement} {
-		e := s.until(s.ask(&definition.Export{What: what, Run: map[string]string{definition.WhatOutcomes: strings.Repeat("0", 32)}[what], Format: definition.FormatCSV}), export.Done)
+		e := s.until(s.ask(&definition.Export{What: what, Run: map[string]string{definition.WhatOutcomes: strings.Repeat("0", 32)}[what], Format: definition.FormatCSV}), exports.Done)
 		m, files := s.complete(e)
 		require.Len(t, files, 1)
 		require.EqualValues(t, 1, bytes.Count(files[0], []byte("\n")))
@@ -350,10 +351,10 @@ func TestAnExportIsNotImported(t *testing.T) {
 	s.downstream()
 	svc := s.exporter("0", nil)
 	s.run(svc, time.Second)
-	e := s.until(s.ask(&definition.Export{What: definition.WhatProfiles, Format: definition.FormatCSV}), export.Done)
+	e := s.until(s.ask(&definition.Export{What: definition.WhatProfiles, Format: definition.FormatCSV}), exports.Done)
 	s.define(s.people("people"))
 	s.put("z.csv", file(1))
-	s.stage.until(svc, "z.csv", stateDone) // it was listed after the others
+	s.stage.until(svc, "z.csv", importfile.StateDone) // it was listed after the others
 	for _, r := range s.kafka.All(t, topic.Imports) {
 		var i event.Import
 		s.kafka.Decode(t, r, &i)
@@ -372,7 +373,7 @@ func TestAMomentOfAScheduleIsOneExport(t *testing.T) {
 		s.run(s.exporter(instance, func(_ *Config, times *export.Timing) { times.Spread = 0 }), time.Second)
 	}
 	id := identity.Export(s.cluster.Namespace(), "soon", 1, def.At.Format(time.RFC3339Nano))
-	e := s.until(id, export.Done)
+	e := s.until(id, exports.Done)
 	s.complete(e)
 	_, sealed, done := s.state(id)
 	require.Equal(t, []int{1, 1}, []int{sealed, done})
@@ -430,7 +431,7 @@ func TestAnExportThatIsKilledAnywhereIsThereWholeInTheEnd(t *testing.T) {
 			default:
 			}
 			e, _, _ = s.state(id)
-			done = e.State == export.Done
+			done = e.State == exports.Done
 			return done
 		}, "neither killed nor done")
 		stop()
@@ -444,7 +445,7 @@ func TestAnExportThatIsKilledAnywhereIsThereWholeInTheEnd(t *testing.T) {
 			require.NotContains(t, s.keys(e.Folder), e.Folder+"manifest.json", "a manifest of what is not sealed, killed at %d", at)
 		}
 		stop = s.run(s.exporter("0", nil), time.Second)
-		e = s.until(id, export.Done)
+		e = s.until(id, exports.Done)
 		_, files := s.complete(e)
 		require.Equal(t, expectedUsers(0, 60000, nil), users(t, files), "killed at %d", at)
 		_, sealed, _ = s.state(id)
@@ -485,7 +486,7 @@ func TestAnOwnerThatIsReplacedChangesNothing(t *testing.T) {
 		require.FailNow(t, "the file is never finished")
 	}
 	s.run(s.exporter("1", func(_ *Config, times *export.Timing) { times.Takeover = time.Millisecond }), time.Second)
-	e := s.until(id, export.Done)
+	e := s.until(id, exports.Done)
 	m, _ := s.complete(e)
 	release()
 	kafkatest.Eventually(t, func() bool { return lettings(t, slow) > 0 }, "the slow one did not let go")

@@ -35,6 +35,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
+	"github.com/hikyaku/hikyaku/services/internal/exports"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
@@ -99,8 +100,8 @@ func (r *Runner) RunTable(ctx context.Context) error { return r.progress.table.R
 // Run does exports until ctx ends; one that is under way is then let go, and done again by
 // whoever comes next. What is to be finished on a signal gets the longer context work.
 func (r *Runner) Run(ctx, work context.Context) error {
-	exports, ctx := errgroup.WithContext(ctx)
-	exports.Go(func() error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
 		if r.Definitions.CaughtUp(ctx) != nil || r.progress.table.CaughtUp(ctx) != nil {
 			return nil // ctx has ended, or a table, which others hear of
 		}
@@ -109,7 +110,7 @@ func (r *Runner) Run(ctx, work context.Context) error {
 		for {
 			for _, j := range append(r.begun(), r.due(time.Now())...) {
 				if r.begin(j.id) {
-					exports.Go(func() error { return r.work(ctx, work, j) })
+					group.Go(func() error { return r.work(ctx, work, j) })
 				}
 			}
 			select {
@@ -119,7 +120,7 @@ func (r *Runner) Run(ctx, work context.Context) error {
 			}
 		}
 	})
-	return exports.Wait()
+	return group.Wait()
 }
 
 // job is an export to do, begun or asked for by somebody, or due.
@@ -184,19 +185,9 @@ func (r *Runner) due(now time.Time) []job {
 		if r.resting(id) {
 			continue
 		}
-		jobs = append(jobs, job{id: id, fresh: NewRequest(id, def, v.Number, string(v.Body), text, r.Bucket, moment)})
+		jobs = append(jobs, job{id: id, fresh: exports.New(r.Cluster.Namespace(), def, v.Number, v.Body, text, moment)})
 	}
 	return jobs
-}
-
-// NewRequest is the first record of an export.
-func NewRequest(id identity.ID, def *definition.Export, version int64, body, moment, bucket string, at time.Time) event.Export {
-	at = at.UTC().Truncate(time.Microsecond)
-	return event.Export{
-		ExportID: id, DefinitionID: def.ID, DefinitionVersion: version, Definition: body, Moment: moment,
-		RequestedAt: at, State: Requested, AsOf: time.Unix(0, 0).UTC(), UpdatedAt: at, Bucket: bucket,
-		Folder: def.To + at.Format("20060102T150405Z") + "-" + id.String()[:12] + "/",
-	}
 }
 
 func (r *Runner) refuse(name string, err error) {
@@ -323,11 +314,11 @@ func (r *Runner) take(ctx, work context.Context, j job) error {
 		if err := r.progress.table.CaughtUp(ctx); err != nil {
 			return errStopped
 		}
-		if e = r.progress.get(j.id); e != nil && (Ended(e.State) || !r.mayOpen(e)) {
+		if e = r.progress.get(j.id); e != nil && (exports.Ended(e.State) || !r.mayOpen(e)) {
 			return nil
 		}
 	}
-	client, err := r.Cluster.TransactionalProducer("export." + j.id.String())
+	client, err := r.Cluster.TransactionalProducer(exports.TransactionalID(j.id))
 	if err != nil {
 		return err
 	}
@@ -344,7 +335,7 @@ func (r *Runner) take(ctx, work context.Context, j job) error {
 	if e := r.progress.get(j.id); e != nil {
 		x.at = e.Export
 	}
-	if Ended(x.at.State) {
+	if exports.Ended(x.at.State) {
 		return nil
 	}
 	x.log = r.Log.With("export_id", j.id.String(), "definition_id", x.at.DefinitionID)
@@ -371,7 +362,7 @@ func (x *exporting) run(ctx, work context.Context) error {
 	if errors.As(err, &failed) {
 		x.log.Warn("export failed", "reason", failed.Reason)
 		next := x.at
-		next.State, next.Error, next.Files = Failed, failed.Reason, nil
+		next.State, next.Error, next.Files = exports.Failed, failed.Reason, nil
 		// Without the right to, what was written stays; it has no manifest.
 		_ = x.bucket().clear(work, x.at.Folder, nil)
 		err = x.commit(work, next)
@@ -389,7 +380,7 @@ func (x *exporting) steps(ctx, work context.Context) error {
 		return &Failure{fmt.Sprintf("the definition is not understood: %v", err)}
 	}
 	x.def = d.(*definition.Export)
-	if x.at.State != Sealed {
+	if x.at.State != exports.Sealed {
 		if err := x.attempt(ctx, work); err != nil {
 			return err
 		}
@@ -400,11 +391,11 @@ func (x *exporting) steps(ctx, work context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := x.bucket().put(work, x.at.Folder+manifestName, "application/json", text); err != nil {
+	if err := x.bucket().put(work, x.at.Folder+exports.Manifest, "application/json", text); err != nil {
 		return away(err)
 	}
 	crash.At(crash.ExportManifested)
-	keep := map[string]bool{x.at.Folder + manifestName: true}
+	keep := map[string]bool{x.at.Folder + exports.Manifest: true}
 	for _, f := range x.at.Files {
 		keep[x.at.Folder+f.Key] = true
 	}
@@ -412,7 +403,7 @@ func (x *exporting) steps(ctx, work context.Context) error {
 		return away(err)
 	}
 	next := x.at
-	next.State = Done
+	next.State = exports.Done
 	return x.commit(work, next)
 }
 
@@ -424,8 +415,11 @@ func (x *exporting) attempt(ctx, work context.Context) error {
 		return &Failure{"exports are read by HTTP: CLICKHOUSE_URL of the importer has to begin with http or https"}
 	}
 	next := x.at
-	next.State, next.Rows, next.Bytes, next.Files = Writing, 0, 0, nil
+	next.State, next.Rows, next.Bytes, next.Files = exports.Writing, 0, 0, nil
 	next.Attempt++
+	if next.Bucket == "" {
+		next.Bucket = x.Bucket
+	}
 	next.AsOf = time.Now().UTC().Truncate(time.Microsecond)
 	if err := x.commit(work, next); err != nil {
 		return err
@@ -463,7 +457,7 @@ func (x *exporting) attempt(ctx, work context.Context) error {
 				return err
 			}
 			next := x.written(progress)
-			next.State = Sealed
+			next.State = exports.Sealed
 			_, next.Files = progress.get()
 			for _, c := range columns {
 				next.Columns = append(next.Columns, c.name)
@@ -517,7 +511,7 @@ func (x *exporting) people() (*filter.Node, audience.Moment, error) {
 			if err != nil {
 				return nil, at, &Failure{err.Error()}
 			}
-			pin.ImportIDs = s.Imports
+			pin = s.Pin(segment)
 		}
 		at.Segments = append(at.Segments, pin)
 	}

@@ -9,21 +9,10 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/exports"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
-
-// The states of an export, in this order; failed may follow any before sealed.
-const (
-	Requested = "requested" // somebody asked for it
-	Writing   = "writing"   // an attempt is under way
-	Sealed    = "sealed"    // its files are complete, and are the export
-	Done      = "done"      // the manifest is written
-	Failed    = "failed"
-)
-
-// Ended says that nothing more becomes of an export in this state.
-func Ended(state string) bool { return state == Done || state == Failed }
 
 // headerOwner names the member that wrote a record, as for imports.
 const headerOwner = "owner"
@@ -62,7 +51,7 @@ func newProgress(c *kafka.Cluster, log *slog.Logger) *progress {
 				e.owner = string(h.Value)
 			}
 		}
-		if Ended(e.State) {
+		if exports.Ended(e.State) {
 			e.Definition, e.Columns, e.Files = "", nil, nil // nobody reads on from here
 		}
 		p.mu.Lock()
@@ -84,7 +73,7 @@ func (p *progress) unfinished() []*entry {
 	defer p.mu.RUnlock()
 	var out []*entry
 	for _, e := range p.byID {
-		if !Ended(e.State) {
+		if !exports.Ended(e.State) {
 			out = append(out, e)
 		}
 	}

@@ -147,9 +147,6 @@ func (s *splitter) copyRows(answer io.Reader, inOrder bool, progress *written) (
 	return nil
 }
 
-// manifestName is the file whose presence says that an export is complete.
-const manifestName = "manifest.json"
-
 type manifestColumn struct {
 	Name string `json:"name"`
 	Type string `json:"type"`
