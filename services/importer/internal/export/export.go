@@ -6,6 +6,7 @@
 package export
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -518,35 +519,104 @@ func (x *exporting) people() (*filter.Node, audience.Moment, error) {
 	return n, at, nil
 }
 
-// write does an attempt's files.
+// write does an attempt's files: while one part of the answer is written, the next is read and sorted.
 func (x *exporting) write(ctx context.Context, q query, columns []column, progress *written) error {
-	for {
-		// Whatever lies there is of an attempt that sealed nothing, and never will.
-		if err := x.bucket().clear(ctx, x.at.Folder, nil); err != nil {
-			return away(err)
-		}
-		err := x.copy(ctx, q, columns, progress)
-		if !errors.Is(err, errOrder) {
-			return err
-		}
-		x.log.Warn("export is begun again", "reason", err)
-		q.order, q.inOrder, q.settings = " ORDER BY "+columns[0].sql, false, map[string]string{"max_bytes_before_external_sort": q.settings["max_bytes_before_external_sort"]}
+	// Whatever lies there is of an attempt that sealed nothing, and never will.
+	if err := x.bucket().clear(ctx, x.at.Folder, nil); err != nil {
+		return away(err)
 	}
-}
-
-func (x *exporting) copy(ctx context.Context, q query, columns []column, progress *written) error {
-	answer, err := x.ClickHouse.Stream(ctx, q.sql+q.order+" FORMAT RowBinary", q.params, q.settings)
-	if err != nil {
-		return asked(ctx, err)
-	}
-	defer answer.Close()
 	s := &splitter{ctx: ctx, export: x.def, columns: columns, bucket: x.bucket(), folder: x.at.Folder, attempt: x.at.Attempt}
-	err = s.copyRows(answer, q.inOrder, progress)
+	defer s.abort()
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	pages, spare := make(chan *sorter), make(chan *sorter, 2)
+	spare <- newSorter(sortBytes)
+	spare <- newSorter(sortBytes)
+	read := make(chan error, 1)
+	go func() {
+		defer close(pages)
+		read <- x.read(reading, q, pages, spare)
+	}()
+	var err error
+	rows := newReader(columns)
+	for page := range pages {
+		if err == nil {
+			if err = s.page(rows, page, progress); err != nil {
+				stop() // and take what is still handed over
+			}
+		}
+		page.close()
+		spare <- page
+	}
+	if failed := <-read; err == nil {
+		err = failed
+	}
+	if err == nil {
+		err = s.finish(progress)
+	}
 	x.Metrics.rows.Add(float64(s.rows))
 	if (errors.Is(err, errBroken) || errors.Is(err, io.ErrUnexpectedEOF)) && x.at.Attempt < maxAttempts {
 		err = fault.Transient(err)
 	}
 	return asked(ctx, away(err))
+}
+
+// read asks for all rows, in several parts if they can be told apart by their ids.
+func (x *exporting) read(ctx context.Context, q query, pages chan<- *sorter, spare <-chan *sorter) error {
+	parts := []query{q}
+	if q.ranges {
+		ids := newSorter(sortBytes)
+		defer ids.close()
+		if err := x.ask(ctx, query{sql: boundaries}, func(id, _ []byte) error { return ids.add(id, id) }); err != nil {
+			return err
+		}
+		parts = nil
+		lo := ""
+		if err := ids.each(func(id []byte) error {
+			parts = append(parts, q.between(lo, string(id)))
+			lo = string(id)
+			return nil
+		}); err != nil {
+			return err
+		}
+		parts = append(parts, q.between(lo, ""))
+	}
+	for _, part := range parts {
+		page := <-spare
+		if err := x.ask(ctx, part, page.add); err != nil {
+			page.close()
+			return err
+		}
+		select {
+		case pages <- page:
+		case <-ctx.Done():
+			page.close()
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// ask hands over the rows of an answer as they come.
+func (x *exporting) ask(ctx context.Context, q query, row func(key, row []byte) error) error {
+	answer, err := x.ClickHouse.Stream(ctx, q.sql+answered, q.params, nil)
+	if err != nil {
+		return err
+	}
+	defer answer.Close()
+	rows := &pairs{r: bufio.NewReaderSize(answer, 256<<10), answer: true}
+	for {
+		switch err := rows.next(); err {
+		case nil:
+		case io.EOF:
+			return nil
+		default:
+			return err
+		}
+		if err := row(rows.key, rows.row); err != nil {
+			return err
+		}
+	}
 }
 
 // maxAttempts of an answer that ends before its end make a failure: ClickHouse may well end it
@@ -558,7 +628,7 @@ const maxAttempts = 5
 func asked(ctx context.Context, err error) error {
 	var failed *Failure
 	switch {
-	case err == nil || ctx.Err() != nil || errors.Is(err, errOrder) || errors.As(err, &failed) || fault.ClassOf(err) == fault.ClassTransient:
+	case err == nil || ctx.Err() != nil || errors.As(err, &failed) || fault.ClassOf(err) == fault.ClassTransient:
 		return err
 	}
 	return &Failure{err.Error()}

@@ -1,11 +1,13 @@
 package export
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/csv"
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -251,23 +253,53 @@ func TestAJSONTextIsReadBack(t *testing.T) {
 
 func TestAnAnswerThatIsCutOffIsNoEnd(t *testing.T) {
 	t.Parallel()
-	columns := []column{{"a", kindString, true, "", readString}, {"b", kindInt, false, "", readNullableInt}}
-	whole := append([]byte{3, 'a', 'b', 'c', 0}, make([]byte, 8)...)
+	row := append([]byte{3, 'a', 'b', 'c', 0}, make([]byte, 8)...)
+	whole := append([]byte{1, 'k', byte(len(row))}, row...)
 	for cut := range whole {
-		r := newReader(bytes.NewReader(whole[:cut]), columns)
-		_, err := r.Next()
+		p := &pairs{r: bufio.NewReader(bytes.NewReader(whole[:cut])), answer: true}
 		want := io.ErrUnexpectedEOF
 		if cut == 0 {
 			want = io.EOF
 		}
-		require.Equal(t, want, err, cut)
+		require.Equal(t, want, p.next(), cut)
 	}
-	r := newReader(bytes.NewReader(whole), columns)
-	_, err := r.Next()
+	p := &pairs{r: bufio.NewReader(bytes.NewReader(whole)), answer: true}
+	require.NoError(t, p.next())
+	require.Equal(t, "k", string(p.key))
+	require.Equal(t, row, p.row)
+	require.Equal(t, io.EOF, p.next())
+	p = &pairs{r: bufio.NewReader(bytes.NewReader([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 1})), answer: true}
+	require.ErrorIs(t, p.next(), errBroken)
+
+	columns := []column{{"a", kindString, true, "", readString}, {"b", kindInt, false, "", readNullableInt}}
+	for cut := range row {
+		_, err := newReader(columns).row(row[:cut])
+		require.ErrorIs(t, err, errBroken, cut)
+	}
+	_, err := newReader(columns).row(append(row, 0))
+	require.ErrorIs(t, err, errBroken, "more than a row")
+	_, err = newReader(columns).row(row)
 	require.NoError(t, err)
-	_, err = r.Next()
-	require.Equal(t, io.EOF, err)
-	r = newReader(bytes.NewReader([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 1}), columns)
-	_, err = r.Next()
-	require.ErrorIs(t, err, errBroken)
+}
+
+// Whatever fits into memory, the order is the same.
+func TestRowsAreSortedInMemoryAndOnDisk(t *testing.T) {
+	t.Parallel()
+	for _, most := range []int{1, 100, 5000, 1 << 20} {
+		s := newSorter(most)
+		var want []string
+		for i := range 2000 {
+			key := fmt.Sprint(i * 7919 % 2000)
+			want = append(want, key)
+			require.NoError(t, s.add([]byte(key), []byte("row "+key)))
+		}
+		slices.Sort(want)
+		var got []string
+		require.NoError(t, s.each(func(row []byte) error {
+			got = append(got, string(row[4:]))
+			return nil
+		}))
+		require.Equal(t, want, got, most)
+		s.close()
+	}
 }

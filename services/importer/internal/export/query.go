@@ -1,7 +1,9 @@
 package export
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 
@@ -20,25 +22,30 @@ type column struct {
 	read     func(*reader, *cell)
 }
 
-// query is what ClickHouse is asked.
+// query is what ClickHouse is asked: for each row a key, by which the rows are sorted, and the row
+// itself in the format RowBinary.
 type query struct {
-	sql      string // without FORMAT
-	order    string // ORDER BY, if the rows are not believed to come in order by themselves
-	params   map[string]string
-	settings map[string]string
-	inOrder  bool // the rows should come in the order of the first column
+	sql    string
+	params map[string]string
+	ranges bool // it may be asked for ranges of user_id, one after the other
 }
 
-// inKeyOrder makes ClickHouse read a table with FINAL in one stream: parts are merged in the
-// order of the key. Nothing promises it, so whoever reads looks.
-var inKeyOrder = map[string]string{
-	"max_threads": "1", "max_final_threads": "1",
-	"split_parts_ranges_into_intersecting_and_non_intersecting_final": "0",
-	"split_intersecting_parts_ranges_into_layers_final":               "0",
-}
+// answered is how an answer comes.
+const answered = " FORMAT RowBinary"
 
-// spill is how much of a sort ClickHouse keeps in memory before it goes to disk, in bytes.
-const spill = 256 << 20
+// boundaries asks for about one id in so many, between which lie ranges that are read one after the other.
+const boundaries = "SELECT user_id, '' FROM profiles WHERE cityHash64(user_id) % 65536 = 0"
+
+// between is the query for the ids above lo and up to hi, which is the last range if it is empty.
+func (q query) between(lo, hi string) query {
+	out := query{sql: q.sql + " WHERE user_id > {lo:String}", params: maps.Clone(q.params)}
+	out.params["lo"] = lo
+	if hi != "" {
+		out.sql += " AND user_id <= {hi:String}"
+		out.params["hi"] = hi
+	}
+	return out
+}
 
 // binder gives each argument a name: {a0:String}.
 type binder struct{ params map[string]string }
@@ -114,10 +121,10 @@ func columnsOf(e *definition.Export, b *binder) []column {
 
 // attribute is the column of one attribute. A value of another type is left out.
 func attribute(name, kind, bound string) column {
-	from := func(maps ...string) string {
+	from := func(sources ...string) string {
 		var sql strings.Builder
 		sql.WriteString("multiIf(")
-		for _, m := range maps {
+		for _, m := range sources {
 			value := m + "[" + bound + "]"
 			if m == "attr_int" && kind == definition.TypeDecimal {
 				value = "toFloat64(" + value + ")"
@@ -150,15 +157,15 @@ func queryOf(e *definition.Export, n *filter.Node, at audience.Moment) (query, [
 	for i, c := range columns {
 		selected[i] = c.sql
 	}
-	q := query{params: b.params, settings: map[string]string{"max_bytes_before_external_sort": strconv.Itoa(spill)}}
-	q.sql = "SELECT " + strings.Join(selected, ", ") + " FROM "
+	q := query{params: b.params}
+	row := "formatRow('RowBinary', " + strings.Join(selected, ", ") + ") FROM "
 	switch e.What {
 	case definition.WhatOutcomes, definition.WhatEngagement:
 		table, id := "outcomes", "outcome_id"
 		if e.What == definition.WhatEngagement {
 			table, id = "engagements", "engagement_id"
 		}
-		q.sql += table
+		q.sql = "SELECT concat(hex(run_id), hex(message_id), hex(" + id + ")), " + row + table
 		switch {
 		case e.Run != "":
 			run, err := identity.Parse(e.Run)
@@ -169,20 +176,17 @@ func queryOf(e *definition.Export, n *filter.Node, at audience.Moment) (query, [
 		case e.Campaign != "":
 			q.sql += " WHERE campaign_id = " + b.bind(e.Campaign)
 		}
-		q.order = " ORDER BY run_id, message_id, " + id
 		return q, columns, nil
 	}
-	q.inOrder = true
-	for name, v := range inKeyOrder {
-		q.settings[name] = v
+	q.sql = "SELECT user_id, " + row + "profiles"
+	if n == nil {
+		q.ranges = true
+		return q, columns, nil
 	}
-	q.sql += "profiles"
-	if n != nil {
-		_, where, found := strings.Cut(b.all(audience.Members(n, at)), " FROM profiles WHERE ")
-		if !found {
-			return q, nil, fmt.Errorf("compiling the audience: not the query of profiles that is known")
-		}
-		q.sql += " WHERE " + where
+	_, where, found := strings.Cut(b.all(audience.Members(n, at)), " FROM profiles WHERE ")
+	if !found {
+		return q, nil, errors.New("compiling the audience: not the query of profiles that is known")
 	}
+	q.sql += " WHERE " + where
 	return q, columns, nil
 }

@@ -1,13 +1,10 @@
 package export
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"math"
 	"slices"
 	"strconv"
@@ -32,7 +29,7 @@ func (k kind) String() string {
 	return [...]string{"string", "int", "decimal", "bool", "time", "json"}[k]
 }
 
-// cell is one value of a row. Text is good until the next row is read.
+// cell is one value of a row.
 type cell struct {
 	null  bool
 	text  []byte  // of a string or JSON
@@ -43,109 +40,69 @@ type cell struct {
 // instant is the time of a cell of kindTime.
 func (c *cell) instant() time.Time { return time.UnixMicro(c.int).UTC() }
 
-// maxRowBytes is more than any row has: a record has at most 1 MiB. It bounds what a
-// broken answer can claim.
-const maxRowBytes = 64 << 20
-
-var errBroken = errors.New("the answer of ClickHouse is not what was asked for")
-
-// reader reads the rows of an answer in the format RowBinary.
+// reader takes rows apart that ClickHouse has written in the format RowBinary.
 type reader struct {
-	r       *bufio.Reader
 	columns []column
-	text    []byte // of the row
+	b       []byte // what is left of the row
+	text    []byte // JSON that is put together
 	cells   []cell
 	values  []named // of a JSON object being put together
-	started bool    // a byte of the row was read
-	err     error   // the first one
+	broken  bool
 }
 
-func newReader(r io.Reader, columns []column) *reader {
-	return &reader{r: bufio.NewReaderSize(r, 256<<10), columns: columns, cells: make([]cell, len(columns))}
+func newReader(columns []column) *reader {
+	return &reader{columns: columns, cells: make([]cell, len(columns))}
 }
 
-// Next returns the next row, io.EOF after the last. The row is good until the next
-// call.
-func (r *reader) Next() ([]cell, error) {
-	r.text, r.started = r.text[:0], false
+// row returns the cells of a row, good until the next call. The error is errBroken.
+func (r *reader) row(b []byte) ([]cell, error) {
+	r.b, r.text = b, r.text[:0]
 	for i := range r.columns {
 		c := &r.cells[i]
 		*c = cell{}
 		r.columns[i].read(r, c)
-		if r.err != nil {
-			if r.err == io.EOF && r.started {
-				r.err = io.ErrUnexpectedEOF
-			}
-			return nil, r.err
-		}
+	}
+	if r.broken || len(r.b) > 0 {
+		return nil, errBroken
 	}
 	return r.cells, nil
 }
 
-func (r *reader) fail(err error) {
-	if r.err == nil {
-		r.err = err
+// take returns the next bytes; none if there are not so many.
+func (r *reader) take(n uint64) []byte {
+	if n > uint64(len(r.b)) {
+		r.broken, r.b = true, nil
+		return nil
 	}
-}
-
-func (r *reader) byte() byte {
-	b, err := r.r.ReadByte()
-	if err != nil {
-		r.fail(err)
-		return 0
-	}
-	r.started = true
+	b := r.b[:n:n]
+	r.b = r.b[n:]
 	return b
 }
 
+func (r *reader) byte() byte {
+	if b := r.take(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
 func (r *reader) uvarint() uint64 {
-	var v uint64
-	for shift := uint(0); ; shift += 7 {
-		b := r.byte()
-		if shift > 63 {
-			r.fail(errBroken)
-		}
-		v |= uint64(b&0x7f) << shift
-		if b < 0x80 || r.err != nil {
-			return v
-		}
-	}
-}
-
-// string reads a length and so many bytes, into the text of the row.
-func (r *reader) string() []byte {
-	n := r.uvarint()
-	if r.err == nil && n+uint64(len(r.text)) > maxRowBytes {
-		r.fail(errBroken)
-	}
-	if r.err != nil {
-		return nil
-	}
-	at := len(r.text)
-	r.text = slices.Grow(r.text, int(n))[:at+int(n)]
-	if _, err := io.ReadFull(r.r, r.text[at:]); err != nil {
-		r.fail(unexpected(err))
-	}
-	return r.text[at:len(r.text):len(r.text)]
-}
-
-func (r *reader) int64() int64 {
-	b, err := r.r.Peek(8)
-	if err != nil {
-		r.fail(unexpected(err))
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.broken, r.b = true, nil
 		return 0
 	}
-	v := int64(binary.LittleEndian.Uint64(b))
-	_, _ = r.r.Discard(8) // they were there
-	r.started = true
+	r.b = r.b[n:]
 	return v
 }
 
-func unexpected(err error) error {
-	if err == io.EOF {
-		return io.ErrUnexpectedEOF
+func (r *reader) string() []byte { return r.take(r.uvarint()) }
+
+func (r *reader) int64() int64 {
+	if b := r.take(8); b != nil {
+		return int64(binary.LittleEndian.Uint64(b))
 	}
-	return err
+	return 0
 }
 
 // null reads whether a Nullable has no value.
@@ -190,7 +147,7 @@ type named struct {
 
 // entries reads a Map. Its values are what read makes of them.
 func (r *reader) entries(k kind, read func(*reader, *cell)) {
-	for n := r.uvarint(); n > 0 && r.err == nil; n-- {
+	for n := r.uvarint(); n > 0 && !r.broken; n-- {
 		e := named{name: r.string(), kind: k}
 		read(r, &e.cell)
 		r.values = append(r.values, e)
@@ -221,9 +178,6 @@ func readMap(r *reader, c *cell) {
 
 // object writes what was read last as JSON, sorted by name.
 func (r *reader) object(c *cell) {
-	if r.err != nil {
-		return
-	}
 	slices.SortFunc(r.values, func(a, b named) int { return bytes.Compare(a.name, b.name) })
 	at := len(r.text)
 	r.text = append(r.text, '{')

@@ -1,20 +1,14 @@
 package export
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"sync"
 
 	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/event"
 )
-
-// errOrder says that rows did not come in the order of their key.
-var errOrder = errors.New("the rows do not come in the order of their ids")
 
 // written is what an attempt has written so far. One goroutine writes, another tells of it.
 type written struct {
@@ -99,40 +93,27 @@ func (s *splitter) end() error {
 	return nil
 }
 
-// copyRows writes all rows of an answer. Even none make a file. What is not complete
-// when it fails is taken back.
-func (s *splitter) copyRows(answer io.Reader, inOrder bool, progress *written) (err error) {
-	defer func() {
-		if s.object != nil {
-			s.object.Abort()
-		}
-	}()
-	rows := newReader(answer, s.columns)
-	var last []byte
-	for {
-		row, err := rows.Next()
-		if err == io.EOF {
-			break
-		}
+// page writes the rows of a sorter.
+func (s *splitter) page(rows *reader, page *sorter, progress *written) error {
+	err := page.each(func(b []byte) error {
+		row, err := rows.row(b)
 		if err != nil {
 			return err
-		}
-		if inOrder {
-			if s.rows > 0 && bytes.Compare(row[0].text, last) <= 0 {
-				return errOrder
-			}
-			last = append(last[:0], row[0].text...)
 		}
 		if err := s.write(row); err != nil {
 			return err
 		}
-		if s.rows%countEvery == 0 || s.file == nil {
-			progress.set(s.rows, s.files)
-			if s.ctx.Err() != nil {
-				return context.Cause(s.ctx)
-			}
+		if s.rows%countEvery == 0 && s.ctx.Err() != nil {
+			return context.Cause(s.ctx)
 		}
-	}
+		return nil
+	})
+	progress.set(s.rows, s.files)
+	return err
+}
+
+// finish ends the last file. Even no rows make a file.
+func (s *splitter) finish(progress *written) error {
 	if s.file == nil && len(s.files) == 0 {
 		if err := s.begin(); err != nil {
 			return err
@@ -145,6 +126,13 @@ func (s *splitter) copyRows(answer io.Reader, inOrder bool, progress *written) (
 	}
 	progress.set(s.rows, s.files)
 	return nil
+}
+
+// abort takes back the file that is not complete.
+func (s *splitter) abort() {
+	if s.object != nil {
+		s.object.Abort()
+	}
 }
 
 type manifestColumn struct {
