@@ -4,6 +4,7 @@ import (
 	"io"
 
 	"github.com/parquet-go/parquet-go"
+	"github.com/parquet-go/parquet-go/compress/zstd"
 
 	"github.com/hikyaku/hikyaku/schemas/definition"
 )
@@ -80,7 +81,7 @@ func newParquet(columns []column, compression string, w io.Writer, most int64) *
 	case definition.CompressionGzip:
 		options = append(options, parquet.Compression(&parquet.Gzip))
 	case definition.CompressionZstd:
-		options = append(options, parquet.Compression(&parquet.Zstd))
+		options = append(options, parquet.Compression(&zstd.Codec{Level: zstd.SpeedFastest}))
 	default:
 		options = append(options, parquet.Compression(&parquet.Uncompressed))
 	}

@@ -148,9 +148,8 @@ type named struct {
 // entries reads a Map. Its values are what read makes of them.
 func (r *reader) entries(k kind, read func(*reader, *cell)) {
 	for n := r.uvarint(); n > 0 && !r.broken; n-- {
-		e := named{name: r.string(), kind: k}
-		read(r, &e.cell)
-		r.values = append(r.values, e)
+		r.values = append(r.values, named{name: r.string(), kind: k})
+		read(r, &r.values[len(r.values)-1].cell)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 )
 
 // sortBytes is how much of an answer is sorted in memory; more goes to a file in sorted runs.
-const sortBytes = 32 << 20
+const sortBytes = 16 << 20
 
 // sorter brings rows into the order of their keys. ClickHouse could, but it merges sorted blocks
 // row by row, over all columns, which takes several times as long.
