@@ -1,4 +1,4 @@
-// Package definition holds what people write to Hikyaku: import specs, audiences, templates and campaigns, as YAML documents.
+// Package definition holds what people write to Hikyaku: import specs, audiences, templates, campaigns and exports, as YAML documents.
 //
 // Load reads files and refuses everything that cannot be meant, all errors at once, each with file, line, column, field, what was
 // expected and the nearest right word. A document that was accepted has one canonical body (JSON, keys sorted, defaults filled in,
@@ -27,10 +27,13 @@ const (
 	KindAudience   = "Audience"
 	KindTemplate   = "Template"
 	KindCampaign   = "Campaign"
+	KindExport     = "Export"
 )
 
 // Kinds lists every kind, in the order in which they build on each other.
-func Kinds() []string { return []string{KindImportSpec, KindAudience, KindTemplate, KindCampaign} }
+func Kinds() []string {
+	return []string{KindImportSpec, KindAudience, KindTemplate, KindCampaign, KindExport}
+}
 
 // ChannelEmail is the one channel there is so far.
 const ChannelEmail = "email"
@@ -38,7 +41,7 @@ const ChannelEmail = "email"
 // Duration is a length of time such as 3d; see filter.Duration.
 type Duration = filter.Duration
 
-// Definition is one of *ImportSpec, *Audience, *Template and *Campaign.
+// Definition is one of *ImportSpec, *Audience, *Template, *Campaign and *Export.
 type Definition interface {
 	// Ref names the definition.
 	Ref() Ref
@@ -410,6 +413,13 @@ func Decode(kind string, body []byte) (Definition, error) {
 		}{Campaign: &Campaign{}}
 		err = read.Decode(&v)
 		d, named.Kind = v.Campaign, v.Kind
+	case KindExport:
+		v := struct {
+			*Export
+			Kind string `json:"kind"`
+		}{Export: &Export{}}
+		err = read.Decode(&v)
+		d, named.Kind = v.Export, v.Kind
 	default:
 		return nil, fmt.Errorf("decoding a definition: unknown kind %q", kind)
 	}

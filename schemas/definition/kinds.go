@@ -41,6 +41,8 @@ func (d *decoder) document(n *node) Definition {
 		return d.template(n)
 	case KindCampaign:
 		return d.campaign(n)
+	case KindExport:
+		return d.export(n)
 	}
 	return nil
 }

@@ -9,7 +9,8 @@ var schemas embed.FS
 // for an unknown kind. A schema judges the shape of a document; Load also judges what it means.
 func Schema(kind string) []byte {
 	name, ok := map[string]string{
-		KindImportSpec: "import-spec", KindAudience: "audience", KindTemplate: "template", KindCampaign: "campaign", "Filter": "filter",
+		KindImportSpec: "import-spec", KindAudience: "audience", KindTemplate: "template", KindCampaign: "campaign", KindExport: "export",
+		"Filter": "filter",
 	}[kind]
 	if !ok {
 		return nil

@@ -16,13 +16,13 @@ import (
 func judges(t *testing.T) map[string]*jsonschema.Schema {
 	t.Helper()
 	c := jsonschema.NewCompiler()
-	for file, kind := range map[string]string{"filter": "Filter", "import-spec": KindImportSpec, "audience": KindAudience, "template": KindTemplate, "campaign": KindCampaign} {
+	for file, kind := range map[string]string{"filter": "Filter", "import-spec": KindImportSpec, "audience": KindAudience, "template": KindTemplate, "campaign": KindCampaign, "export": KindExport} {
 		schema, err := jsonschema.UnmarshalJSON(bytes.NewReader(Schema(kind)))
 		require.NoError(t, err, kind)
 		require.NoError(t, c.AddResource("mem:///"+file+".schema.json", schema))
 	}
 	out := map[string]*jsonschema.Schema{}
-	for file, kind := range map[string]string{"import-spec": KindImportSpec, "audience": KindAudience, "template": KindTemplate, "campaign": KindCampaign} {
+	for file, kind := range map[string]string{"import-spec": KindImportSpec, "audience": KindAudience, "template": KindTemplate, "campaign": KindCampaign, "export": KindExport} {
 		s, err := c.Compile("mem:///" + file + ".schema.json")
 		require.NoError(t, err)
 		out[kind] = s

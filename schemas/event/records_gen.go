@@ -17,6 +17,8 @@ func New(schemaName string) (Record, bool) {
 		return new(Engagement), true
 	case "Event":
 		return new(Event), true
+	case "Export":
+		return new(Export), true
 	case "Import":
 		return new(Import), true
 	case "ImportReject":
@@ -56,6 +58,7 @@ func Names() []string {
 		"Definition",
 		"Engagement",
 		"Event",
+		"Export",
 		"Import",
 		"ImportReject",
 		"Message",

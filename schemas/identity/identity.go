@@ -98,6 +98,12 @@ func ImportAgain(importID ID, n int64) ID {
 // Undo is the import that takes another back.
 func Undo(importID ID) ID { return Hash("undo", string(importID[:])) }
 
+// Export is one execution of a version of an Export. The moment is that of its schedule
+// in RFC 3339, UTC, or the request id's hex digits.
+func Export(namespace, definitionID string, version int64, moment string) ID {
+	return Hash("export", namespace, definitionID, strconv.FormatInt(version, 10), moment)
+}
+
 // UnversionedObject stands for the version of an object in a bucket without
 // versions: A, then B, then A again are three. A file dropped into the
 // embedded folder has no ETag; its size and time of change remain.

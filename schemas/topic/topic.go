@@ -14,6 +14,7 @@ const (
 	Definitions         Name = "definitions"
 	Imports             Name = "imports"
 	ImportRejects       Name = "import-rejects"
+	Exports             Name = "exports"
 	ProfileUpdates      Name = "profile-updates"
 	SegmentMembers      Name = "segment-members"
 	Events              Name = "events"
@@ -126,6 +127,8 @@ func Catalogue() []Topic {
 			Writers: []string{Importer, Console}, Readers: []Group{GroupSink}, TableOf: []string{Importer, Console}},
 		{Name: ImportRejects, Record: "ImportReject", Key: "import_id", Cleanup: Log, Retain: 30 * day,
 			Writers: []string{Importer}, TableOf: []string{Importer}},
+		{Name: Exports, Record: "Export", Key: "export_id", Cleanup: Compact, Retain: Forever,
+			Writers: []string{Console, Importer}, TableOf: []string{Importer, Console}},
 		{Name: ProfileUpdates, Record: "ProfilePatch", Key: "user_id", Person: true, Cleanup: Log, Retain: 14 * day,
 			Writers: []string{Importer, Collector}, Readers: []Group{GroupPersonLoop}},
 		{Name: SegmentMembers, Record: "SegmentMember", Key: "user_id", Person: true, Cleanup: Log, Retain: 14 * day,

@@ -177,7 +177,7 @@ func author() string {
 func (a *app) getCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "get KIND [ID]", Short: "List definitions in force, or show one",
-		Long: `KIND is import-spec, audience, template, campaign or segment (which imports make it up); ImportSpec and campaigns are
+		Long: `KIND is import-spec, audience, template, campaign, export or segment (which imports make it up); ImportSpec and campaigns are
 understood too. With an ID the definition's body is shown. --json prints a list, or with an ID that one definition.`,
 		Example: "  hikyaku get campaign\n  hikyaku get audience loyal\n  hikyaku get import-spec --json", Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.get(cmd.Context(), args) },

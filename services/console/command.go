@@ -139,6 +139,7 @@ func (a *app) root() *cobra.Command {
   hikyaku audience loyal                         how many people an audience has; --members lists them
   hikyaku preview thanks-2011 12347              the mail one person would get
   hikyaku imports --follow                       what is being imported, how fast and until when
+  hikyaku export loyal-nightly                   write people to files on S3
   hikyaku start thanks-2011                      send it; prints the run
   hikyaku status RUN                             follow it
   hikyaku status                                 what is wrong now, if anything
@@ -155,7 +156,7 @@ without them it talks to the stack that scripts/quickstart starts; hikyaku help 
 	root.PersistentFlags().BoolVar(&a.asJSON, "json", false, "print JSON instead of tables")
 	root.PersistentFlags().BoolVar(&a.showSQL, "sql", false, "show the queries behind the numbers on stderr")
 	root.PersistentFlags().DurationVar(&a.patience, "timeout", 10*time.Second, "how long to wait for Kafka, the registry or ClickHouse to answer")
-	root.AddCommand(a.applyCommand(), a.getCommand(), a.audienceCommand(), a.previewCommand(), a.importCommand(), a.importsCommand(), a.sendTestCommand(), a.startCommand(),
+	root.AddCommand(a.applyCommand(), a.getCommand(), a.audienceCommand(), a.previewCommand(), a.importCommand(), a.importsCommand(), a.exportCommand(), a.exportsCommand(), a.sendTestCommand(), a.startCommand(),
 		a.statusCommand(), a.cancelCommand(), a.balanceCommand(), a.funnelCommand(), a.explainCommand(), a.topicCommand(), a.deadLettersCommand(), a.sqlCommand(), settings())
 	return root
 }

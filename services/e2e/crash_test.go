@@ -94,6 +94,12 @@ func situations() map[crash.Point][]situation {
 			{name: "failed", do: failingImport}},
 		crash.ImporterUndone: {undoing(crash.ImporterUndone), undoing(crash.ImporterCommitted).called("sending what takes back")},
 
+		crash.ExportOpened:     {exporting(crash.ExportOpened)},
+		crash.ExportBegun:      {exporting(crash.ExportBegun)},
+		crash.ExportWritten:    {exporting(crash.ExportWritten)},
+		crash.ExportSealed:     {exporting(crash.ExportSealed)},
+		crash.ExportManifested: {exporting(crash.ExportManifested)},
+
 		crash.DefinitionsOpened:    {applying(crash.DefinitionsOpened), importing(death{points: []crash.Point{crash.DefinitionsOpened}}).called("segment")},
 		crash.DefinitionsProduced:  {applying(crash.DefinitionsProduced), importing(death{points: []crash.Point{crash.DefinitionsProduced}}).called("segment")},
 		crash.DefinitionsCommitted: {applying(crash.DefinitionsCommitted), importing(death{points: []crash.Point{crash.DefinitionsCommitted}}).called("segment")},
@@ -445,6 +451,52 @@ func undoing(p crash.Point) situation {
 		var segment struct{ Body struct{ Imports []string } }
 		l.hikyaku(&segment, "get", "segment", "listed")
 		require.NotContains(l.t, segment.Body.Imports, report.ImportID)
+	}}
+}
+
+// exporting is an importer that dies in an export of all profiles. Once it is back there is one export,
+// complete, with everybody in it.
+func exporting(p crash.Point) situation {
+	return situation{do: func(l *lane, _ *rand.Rand) {
+		victim := l.children[topic.Importer]
+		victim.stop()
+		order := at(p, 1)
+		victim.launch(order)
+		type export struct {
+			ExportID string `json:"export_id"`
+			State    string `json:"state"`
+			Rows     int64  `json:"rows"`
+			Manifest string `json:"manifest"`
+		}
+		var asked export
+		l.hikyaku(&asked, "export", "--what", "profiles", "--format", "csv", "--to", "exports/"+l.namespace, "--detach")
+		victim.wait()
+		victim.requireDiedAt(order)
+		victim.launch("")
+		var done export
+		l.eventually("the export is done", func() bool {
+			var all []export
+			l.hikyaku(&all, "exports")
+			for _, e := range all {
+				if e.ExportID == asked.ExportID {
+					done = e
+				}
+			}
+			return done.State == "done"
+		})
+		require.EqualValues(l.t, l.count("SELECT count() FROM profiles"), done.Rows)
+		_, key, _ := strings.Cut(strings.TrimPrefix(done.Manifest, "s3://"), "/")
+		text, err := os.ReadFile(filepath.Join(l.folder, key))
+		require.NoError(l.t, err)
+		var manifest struct {
+			Rows  int64
+			Files []struct{ Key string }
+		}
+		require.NoError(l.t, json.Unmarshal(text, &manifest))
+		require.Equal(l.t, done.Rows, manifest.Rows)
+		there, err := os.ReadDir(filepath.Dir(filepath.Join(l.folder, key)))
+		require.NoError(l.t, err)
+		require.Len(l.t, there, len(manifest.Files)+1, "the files that the manifest lists, and the manifest")
 	}}
 }
 

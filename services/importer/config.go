@@ -17,6 +17,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/smithy-go/logging"
 
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/config"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
@@ -25,11 +26,12 @@ import (
 
 // Config is the importer's settings.
 type Config struct {
-	Telemetry telemetry.Config
-	Lifecycle lifecycle.Config
-	Kafka     kafka.Config
-	S3        S3Config
-	Announce  AnnounceConfig
+	Telemetry  telemetry.Config
+	Lifecycle  lifecycle.Config
+	Kafka      kafka.Config
+	S3         S3Config
+	Announce   AnnounceConfig
+	ClickHouse clickhouse.Config // read by exports alone
 
 	PinpointPrefix string `env:"PINPOINT_PREFIX, default=imports/pinpoint/" unit:"prefix" help:"segment files of Amazon Pinpoint are imported from here without an import spec; the first folder names the segment; off for nowhere"`
 
@@ -39,6 +41,7 @@ type Config struct {
 	ListInterval     time.Duration `env:"LIST_INTERVAL, default=0s" help:"how often the prefixes of the import specs are listed; 0s is every minute with a queue, else every POLL_INTERVAL"`
 	ImportsAtOnce    int           `env:"IMPORTS_AT_ONCE, default=2" unit:"imports" help:"large objects read at the same time, and as many that are smaller than TRANSACTION_BYTES; each needs about four times that of memory"`
 	MaxAhead         time.Duration `env:"MAX_AHEAD, default=4s" help:"how far large objects run ahead of the audience-resolver and the event-collector, in time that these need to catch up, so that what comes after them, small objects and unsubscriptions among it, need not wait until they are loaded; 0s is as far as they can"`
+	ExportsAtOnce    int           `env:"EXPORTS_AT_ONCE, default=1" unit:"exports" help:"written at the same time; each needs about 100 MiB of memory"`
 	TransactionBytes int           `env:"TRANSACTION_BYTES, default=8388608" unit:"bytes" help:"records committed together with the progress; a transaction must take less than 2 s"`
 }
 
@@ -78,6 +81,9 @@ func (c Config) Validate() error {
 	}
 	if c.MaxAhead < 0 {
 		return config.Invalid("MAX_AHEAD", c.MaxAhead, "0s or a duration")
+	}
+	if c.ExportsAtOnce < 1 || c.ExportsAtOnce > maxOpen {
+		return config.Invalid("EXPORTS_AT_ONCE", c.ExportsAtOnce, fmt.Sprintf("a number from 1 to %d", maxOpen))
 	}
 	if c.TransactionBytes < 64<<10 || c.TransactionBytes > 64<<20 {
 		return config.Invalid("TRANSACTION_BYTES", c.TransactionBytes, "a number from 65536 to 67108864")

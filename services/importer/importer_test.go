@@ -33,6 +33,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/config"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
@@ -59,6 +60,10 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		examples = filepath.Join(here, "..", "..", "examples")
+		// ClickHouse's engine is looked for from the working directory, too.
+		if found, _ := filepath.Glob(filepath.Join(here, "../../deploy/embedded/chdb/node_modules/@chdb/lib-*/libchdb.so")); len(found) > 0 && os.Getenv("LIBCHDB_PATH") == "" {
+			os.Setenv("LIBCHDB_PATH", found[0])
+		}
 		versions := filepath.Join(dir, "versions")
 		if err := os.Mkdir(versions, 0o700); err != nil {
 			panic(err)
@@ -95,7 +100,8 @@ func (s *stage) config(instance string) Config {
 			Bucket: embedded.DefaultBucket, Endpoint: gateway.Endpoint(), Region: embedded.DefaultRegion,
 			AccessKeyID: embedded.DefaultAccessKeyID, SecretAccessKey: config.Secret(embedded.DefaultSecretAccessKey),
 		},
-		PollInterval: 20 * time.Millisecond, ImportsAtOnce: 2, TransactionBytes: 64 << 10,
+		ClickHouse:   clickhouse.DefaultConfig("http://127.0.0.1:1"),
+		PollInterval: 20 * time.Millisecond, ImportsAtOnce: 2, ExportsAtOnce: 1, TransactionBytes: 64 << 10,
 	}
 	cfg.Kafka.Instance = instance
 	return cfg

@@ -17,6 +17,7 @@ import (
 	"github.com/aws/smithy-go"
 
 	"github.com/hikyaku/hikyaku/schemas/identity"
+	"github.com/hikyaku/hikyaku/services/importer/internal/export"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
 )
@@ -97,7 +98,7 @@ func (s *Service) head(ctx context.Context, o *object) (bool, error) {
 		return false, nil
 	case err != nil:
 		return false, fault.Transient(fmt.Errorf("looking at %s: %w", o, err))
-	case out.Metadata[metaImport] != "":
+	case out.Metadata[metaImport] != "" || out.Metadata[export.Meta] != "":
 		return false, nil
 	case aws.ToString(out.ETag) != o.etag || !o.is(out.ContentLength, out.LastModified):
 		return false, nil // the next listing shows the new one

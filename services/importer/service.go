@@ -31,6 +31,8 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/importer/internal/export"
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
@@ -83,6 +85,7 @@ type Service struct {
 	reading     *semaphore.Weighted // places for large objects
 	readingFew  *semaphore.Weighted // and as many for small ones, who never wait for large ones
 	pointing    *semaphore.Weighted
+	exports     *export.Runner
 
 	mu      sync.Mutex
 	running map[source]bool      // being worked on by this instance
@@ -112,12 +115,20 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := newMetrics(tel.Registry)
+	streamer, err := clickhouse.NewStreamer(cfg.ClickHouse, cfg.Kafka.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	m, store := newMetrics(tel.Registry), definitions.NewStore(cluster)
 	return &Service{
 		cfg: cfg, tel: tel, log: tel.Log, metrics: m, timing: defaultTiming,
-		s3: client, sqs: queue, cluster: cluster, definitions: definitions.NewStore(cluster), progress: newProgress(cluster, m, tel.Log),
+		s3: client, sqs: queue, cluster: cluster, definitions: store, progress: newProgress(cluster, m, tel.Log),
 		liquid: liquid.New(liquid.Options{}), reading: semaphore.NewWeighted(int64(cfg.ImportsAtOnce)), readingFew: semaphore.NewWeighted(int64(cfg.ImportsAtOnce)), pointing: semaphore.NewWeighted(1),
 		running: map[source]bool{}, notYet: map[source]*patience{}, looks: map[source]bool{}, refused: map[string]bool{},
+		exports: export.New(export.Options{
+			Cluster: cluster, Definitions: store, ClickHouse: streamer, S3: client, Bucket: cfg.S3.Bucket, AtOnce: cfg.ExportsAtOnce,
+			Log: tel.Log, Metrics: export.NewMetrics(tel.Registry),
+		}),
 	}, nil
 }
 
@@ -140,12 +151,16 @@ func (s *Service) Run(ctx context.Context) error {
 	group, tables := errgroup.WithContext(tables)
 	group.Go(func() error { return s.definitions.Run(tables) })
 	group.Go(func() error { return s.progress.table.Run(tables) })
+	group.Go(func() error { return s.exports.RunTable(tables) })
 
 	// A table that fails ends everything; the restart is the retry.
 	input, endInput := context.WithCancel(ctx)
 	defer endInput()
 	defer context.AfterFunc(tables, endInput)()
-	err := s.poll(input, work)
+	both, input := errgroup.WithContext(input)
+	both.Go(func() error { return s.poll(input, work) })
+	both.Go(func() error { return s.exports.Run(input, work) })
+	err := both.Wait()
 	endTables()
 	return errors.Join(err, group.Wait())
 }

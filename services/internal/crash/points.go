@@ -16,6 +16,13 @@ const (
 	ImporterUndone    Point = "importer.undone"    // the import says that it is undone, its segment is still made up of it
 	ImporterReported  Point = "importer.reported"  // the report is written, the state does not say done or failed
 
+	// The importer's exports, each with a transactional id of its own.
+	ExportOpened     Point = "export.opened"     // the export's id is open, its former owner fenced; nothing is written
+	ExportBegun      Point = "export.begun"      // the attempt is on record, nothing is cleared or uploaded
+	ExportWritten    Point = "export.written"    // all files are uploaded, nothing says that they are the export
+	ExportSealed     Point = "export.sealed"     // Kafka says so, there is no manifest
+	ExportManifested Point = "export.manifested" // the manifest is there, the state does not say done
+
 	// Whoever writes definitions: hikyaku apply, and an importer that moves a segment.
 	DefinitionsOpened    Point = "definitions.opened"    // the id of all writers is open; nothing is written
 	DefinitionsProduced  Point = "definitions.produced"  // the versions lie in the open transaction
@@ -116,6 +123,7 @@ func (s Step) Of(group topic.Group) Point {
 func Points() []Point {
 	all := []Point{
 		ImporterOpened, ImporterProduced, ImporterMarked, ImporterCommitted, ImporterArrived, ImporterPointed, ImporterRejects, ImporterReported, ImporterUndone,
+		ExportOpened, ExportBegun, ExportWritten, ExportSealed, ExportManifested,
 		DefinitionsOpened, DefinitionsProduced, DefinitionsCommitted, StartRequested,
 		PersonStored, PersonForgotten, PersonRestoring, PersonRestored, DriverCounted, DriverCompared, TicksWritten,
 		SenderInvited, SenderAsked, SinkGathered, SinkBetween,

@@ -25,7 +25,7 @@ type result struct {
 	Ceiling    *float64 `json:"ceiling"` // null where what measures it is not installed
 	CeilingOf  string   `json:"ceiling_of"`
 	Ratio      *float64 `json:"ratio"`
-	PeakRSSMiB float64  `json:"peak_rss_mib"` // of all processes together; for import of the importer
+	PeakRSSMiB float64  `json:"peak_rss_mib"` // of all processes together; for import and export of the importer
 	Commit     string   `json:"commit"`
 }
 
@@ -43,6 +43,7 @@ var benchmarks = map[string]struct {
 }{
 	"codec":    {"encode and decode a message request of 12 attributes", codec},
 	"campaign": {"a campaign end to end, every process counted", campaign},
+	"export":   {"profiles in ClickHouse to files on S3", exportsBench},
 	"import":   {"a file on S3 to committed records, one import and several at once", imports},
 }
 
