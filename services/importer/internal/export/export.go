@@ -565,7 +565,7 @@ func (x *exporting) write(ctx context.Context, q query, columns []column, progre
 func (x *exporting) read(ctx context.Context, q query, pages chan<- *sorter, spare <-chan *sorter) error {
 	parts := []query{q}
 	if q.ranges {
-		ids := newSorter(sortBytes)
+		ids := newSorter(1 << 20)
 		defer ids.close()
 		if err := x.ask(ctx, query{sql: boundaries}, func(id, _ []byte) error { return ids.add(id, id) }); err != nil {
 			return err

@@ -26,7 +26,7 @@ type file interface {
 }
 
 // contents is the most of a row group, before it is compressed, in bytes.
-const contents = 8 << 20
+const contents = 4 << 20
 
 // newFile begins a file of the export.
 func newFile(e *definition.Export, columns []column, w io.Writer) (file, error) {

@@ -18,7 +18,7 @@ const chunkRows = 512
 // parquetFile has flat columns, optional but for those that always have a value.
 type parquetFile struct {
 	columns []column
-	w       *parquet.Writer
+	w       *parquet.GenericWriter[any]
 	values  [][]parquet.Value // by column: the rows that are not handed on yet
 	texts   []byte            // their texts
 	waiting int               // of these rows
@@ -85,7 +85,7 @@ func newParquet(columns []column, compression string, w io.Writer, most int64) *
 	default:
 		options = append(options, parquet.Compression(&parquet.Uncompressed))
 	}
-	return &parquetFile{columns: columns, w: parquet.NewWriter(w, options...), values: make([][]parquet.Value, len(columns)), most: most}
+	return &parquetFile{columns: columns, w: parquet.NewGenericWriter[any](w, options...), values: make([][]parquet.Value, len(columns)), most: most}
 }
 
 func (f *parquetFile) Write(row []cell) error {

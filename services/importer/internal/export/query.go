@@ -34,7 +34,7 @@ type query struct {
 const answered = " FORMAT RowBinary"
 
 // boundaries asks for about one id in so many, between which lie ranges that are read one after the other.
-const boundaries = "SELECT user_id, '' FROM profiles WHERE cityHash64(user_id) % 32768 = 0"
+const boundaries = "SELECT user_id, '' FROM profiles WHERE cityHash64(user_id) % 65536 = 0"
 
 // between is the query for the ids above lo and up to hi, which is the last range if it is empty.
 func (q query) between(lo, hi string) query {

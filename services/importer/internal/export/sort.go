@@ -30,7 +30,7 @@ type span struct{ at, key, end int }
 
 type run struct{ from, to int64 }
 
-func newSorter(most int) *sorter { return &sorter{most: most} }
+func newSorter(most int) *sorter { return &sorter{most: most, b: make([]byte, 0, most)} }
 
 func (s *sorter) add(key, row []byte) error {
 	if len(s.rows) > 0 && len(s.b)+len(key)+len(row) > s.most {
@@ -95,7 +95,6 @@ func (s *sorter) each(do func(row []byte) error) error {
 	if err := s.spill(); err != nil {
 		return fmt.Errorf("sorting on disk: %w", err)
 	}
-	s.b, s.rows = nil, nil
 	var m merge
 	for _, r := range s.runs {
 		one := &pairs{r: bufio.NewReaderSize(io.NewSectionReader(s.file, r.from, r.to-r.from), 64<<10)}
