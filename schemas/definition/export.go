@@ -46,7 +46,7 @@ const (
 	WhatEngagement = "engagement" // opens, clicks and unsubscribes; of a run, a campaign, or all
 )
 
-// TypeJSON is the type of a column of any value, as JSON text.
+// TypeJSON is the type of a column of lists and objects, as JSON text.
 const TypeJSON = "json"
 
 // The compressions of an export: of the file for text, inside it for Avro and Parquet.
@@ -104,6 +104,7 @@ func ProfileColumns() []string {
 
 var (
 	runPattern  = regexp.MustCompile(`^[0-9a-f]{32}$`)
+	avroPattern = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	cronPattern = regexp.MustCompile(`^[0-9A-Za-z*/,?-]+( [0-9A-Za-z*/,?-]+){4}$`)
 )
 
@@ -183,6 +184,13 @@ func (d *decoder) exportFits(n *node, e *Export) {
 			d.meaningError(n, f.key, "is missing", "beside what: "+e.What)
 		case there != nil && !slices.Contains(f.of, e.What):
 			d.meaningError(there, f.key, fmt.Sprintf("an export of %s has none", e.What), "what: "+oneOf(f.of))
+		}
+	}
+	if e.Format == FormatAvro {
+		for _, name := range e.AttributeNames() {
+			if !avroPattern.MatchString(name) {
+				d.meaningError(n.field("attributes"), join("attributes", name), fmt.Sprintf("%q cannot be a name in Avro", name), "letters, digits and _, or another format")
+			}
 		}
 	}
 	if e.Run != "" && e.Campaign != "" {
