@@ -437,10 +437,10 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 	p := &person{t: t}
 	const n = 40
 	for i := range n {
-		p.patch(by(fmt.Sprint("import:", i), i, set("text", event.String(fmt.Sprint(i, strings.Repeat("x", 10_000))))))
+		p.patch(by(fmt.Sprint("import:", i), i, set("text", event.String(fmt.Sprint(i, strings.Repeat("x", 20_000))))))
 	}
 	require.LessOrEqual(t, len(p.state.AppendAvro(nil)), profile.MaxBytes)
-	require.Greater(t, len(p.state.AppendAvro(nil)), profile.MaxBytes-25_000, "it is not dropped for nothing")
+	require.Greater(t, len(p.state.AppendAvro(nil)), profile.MaxBytes-45_000, "it is not dropped for nothing")
 	oldest := int(p.state.Forgotten.Sub(t0).Minutes())
 	for i := n - 1; i > oldest; i-- {
 		require.True(t, p.undo(fmt.Sprint("import:", i)).Changed)
