@@ -42,6 +42,9 @@ func Apply(p *event.Profile, patch *event.ProfilePatch) (c Change) {
 	may := func(setBy string) bool { return patch.OnlyIfSetBy == nil || *patch.OnlyIfSetBy == setBy }
 	known := p.UserID != "" && !p.Deleted
 	byImport := isImport(patch.SetBy)
+	if byImport && known {
+		c.moves = make([]move, 0, len(patch.Set)+len(patch.Addresses)+len(patch.Consents))
+	}
 
 	for i := range patch.Set {
 		nv := &patch.Set[i]

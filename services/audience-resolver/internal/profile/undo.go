@@ -210,6 +210,7 @@ func Remember(p *event.Profile, h *event.PersonState, patch *event.ProfilePatch,
 	if inTime && !undoable(h, patch.SetBy) {
 		h.Imports = append(h.Imports, event.ImportOfPerson{SetBy: patch.SetBy, SetAt: patch.SetAt})
 	}
+	h.Replaced = slices.Grow(h.Replaced, len(c.moves))
 	for i := range c.moves {
 		switch m := &c.moves[i]; m.what {
 		case replaced:
