@@ -23,7 +23,13 @@ import (
 // are the same but where a patch changed something only because of an import that
 // was undone since (an unset of what only that one had set), or in place of one
 // that was (it lost against it); and but for created_at where the import that made
-// the person known is undone and the others' set_at are not in order of arrival.
+// the person known is undone and the others' set_at are not in order of arrival. Who
+// set an address may be another, of the same address and moment, where the undone
+// import said another address of that moment after the first of the two.
+//
+// Most imports are the list of every night, which says what it said before. So
+// the layers that imports one after the other set to one value are one entry, with
+// a bit for each import.
 
 // Kinds of fields, as in event.Replaced.
 const (
@@ -201,10 +207,8 @@ func Remember(p *event.Profile, h *event.PersonState, patch *event.ProfilePatch,
 		before.Imports, before.Replaced = slices.Clone(h.Imports), slices.Clone(h.Replaced)
 	}
 	if p.CreatedBy != "" && !undoable(h, p.CreatedBy) {
-		h.Imports = slices.Insert(h.Imports, 0, event.ImportOfPerson{SetBy: p.CreatedBy, SetAt: p.CreatedAt})
-		for i := range h.Replaced {
-			h.Replaced[i].Imports <<= 1
-		}
+		// Until another one changes the person, the profile says it: it is the first here.
+		h.Imports = append(h.Imports, event.ImportOfPerson{SetBy: p.CreatedBy, SetAt: p.CreatedAt})
 	}
 	inTime := isImport(patch.SetBy) && (h.Forgotten == nil || patch.SetAt.After(*h.Forgotten))
 	if inTime && !undoable(h, patch.SetBy) {
