@@ -20,9 +20,9 @@ import (
 )
 
 // BenchmarkImportAgain imports a list of 40,000 people again and again, as every
-// night: ten attributes and an address each, of which one in ten people has one that
-// is another than before. It is the person loop without Kafka: records decoded, decided, encoded,
-// and written to the store.
+// night: ten attributes and an address each, and of one in five people one that is
+// another than the night before. It is the person loop without Kafka: records are
+// decoded, decided, encoded, and written to the store.
 func BenchmarkImportAgain(b *testing.B) {
 	const people, perBatch = 40_000, 2_000
 	for b.Loop() {
