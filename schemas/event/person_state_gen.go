@@ -11,8 +11,8 @@ type PersonState struct {
 	Kind        string           `json:"kind"` // memberships, messages or replaced
 	Memberships []Membership     `json:"memberships"`
 	Messages    []MessageState   `json:"messages"`
-	Imports     []ImportOfPerson `json:"imports"`   // of replaced: in order of arrival
-	Replaced    []Replaced       `json:"replaced"`  // of replaced: of one field the older before the newer, the oldest before all imports
+	Imports     []ImportOfPerson `json:"imports"`   // of replaced: in order of arrival, at most 63
+	Replaced    []Replaced       `json:"replaced"`  // of replaced: by kind and name, of one field the older before the newer, the oldest before all imports
 	Forgotten   *time.Time       `json:"forgotten"` // of replaced: imports with this set_at and before can no longer be undone
 }
 
@@ -74,14 +74,14 @@ func (m *PersonState) readAvro(r *reader) {
 		}
 	}
 	m.Imports = nil
-	for n := r.block(2); n > 0; n = r.block(2) {
+	for n := r.block(3); n > 0; n = r.block(3) {
 		items := extend(&m.Imports, n)
 		for i := range items {
 			items[i].readAvro(r)
 		}
 	}
 	m.Replaced = nil
-	for n := r.block(4); n > 0; n = r.block(4) {
+	for n := r.block(6); n > 0; n = r.block(6) {
 		items := extend(&m.Replaced, n)
 		for i := range items {
 			items[i].readAvro(r)
@@ -111,7 +111,7 @@ func (m *PersonState) DecodeAvro(b []byte) error {
 }
 
 // schemaOfPersonState is person_state.v1.avsc.
-const schemaOfPersonState = `{"type":"record","name":"PersonState","namespace":"hikyaku","doc":"the resolver's changelog for one person and kind (key user_id/kind)","fields":[{"name":"user_id","type":"string"},{"name":"kind","type":"string","doc":"memberships, messages or replaced"},{"name":"memberships","type":{"type":"array","items":{"type":"record","name":"Membership","doc":"one person's place in one import of a segment","fields":[{"name":"segment_id","type":"string"},{"name":"import_id","type":{"type":"fixed","name":"Id128","size":16,"doc":"128-bit identity: the first 16 bytes of SHA-256 over length-prefixed fields; 32 hex digits in text"}},{"name":"attributes","type":{"type":"array","items":{"type":"record","name":"NamedValue","doc":"one attribute or property; arrays of these are sorted by name","fields":[{"name":"name","type":"string"},{"name":"value","type":["null","boolean","long","double","string",{"type":"record","name":"Instant","doc":"a point in time as an attribute value","fields":[{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}}]},{"type":"record","name":"Json","doc":"an array or object as canonical JSON text","fields":[{"name":"text","type":"string"}]}]}]}}}]}}},{"name":"messages","type":{"type":"array","items":{"type":"record","name":"MessageState","doc":"a message already admitted or excluded, and what became of it","fields":[{"name":"message_id","type":"Id128","doc":"hash of namespace, campaign_id, occurrence, user_id and step"},{"name":"run_id","type":"Id128"},{"name":"campaign_id","type":"string"},{"name":"class","type":"string","doc":"excluded, waiting, rejected, accepted, failed, uncertain, expired, cancelled, parked"},{"name":"attempt","type":"int","doc":"latest attempt with an outcome"},{"name":"ending","type":"string","doc":"outcome that decides for that attempt"},{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"when it was admitted"},{"name":"kind","type":"string","doc":"class of message for caps; empty until there are caps","default":""}]}}},{"name":"imports","type":{"type":"array","items":{"type":"record","name":"ImportOfPerson","doc":"one import that changed the profile and can be undone","fields":[{"name":"set_by","type":"string"},{"name":"set_at","type":{"type":"long","logicalType":"timestamp-micros"}}]}},"doc":"of replaced: in order of arrival","default":[]},{"name":"replaced","type":{"type":"array","items":{"type":"record","name":"Replaced","doc":"a value that an import replaced; it is in force again when whatever was set over it is undone","fields":[{"name":"field","type":"string","doc":"attribute/<name>, address/<channel>, consent/<channel>, locale, time_zone or account_id"},{"name":"value","type":["null","boolean","long","double","string","Instant","Json"]},{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"set_at of an attribute, occurred_at of an address and a consent; set_at of what replaced it for the others"},{"name":"set_by","type":"string"}]}},"doc":"of replaced: of one field the older before the newer, the oldest before all imports","default":[]},{"name":"forgotten","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"doc":"of replaced: imports with this set_at and before can no longer be undone","default":null}]}`
+const schemaOfPersonState = `{"type":"record","name":"PersonState","namespace":"hikyaku","doc":"the resolver's changelog for one person and kind (key user_id/kind)","fields":[{"name":"user_id","type":"string"},{"name":"kind","type":"string","doc":"memberships, messages or replaced"},{"name":"memberships","type":{"type":"array","items":{"type":"record","name":"Membership","doc":"one person's place in one import of a segment","fields":[{"name":"segment_id","type":"string"},{"name":"import_id","type":{"type":"fixed","name":"Id128","size":16,"doc":"128-bit identity: the first 16 bytes of SHA-256 over length-prefixed fields; 32 hex digits in text"}},{"name":"attributes","type":{"type":"array","items":{"type":"record","name":"NamedValue","doc":"one attribute or property; arrays of these are sorted by name","fields":[{"name":"name","type":"string"},{"name":"value","type":["null","boolean","long","double","string",{"type":"record","name":"Instant","doc":"a point in time as an attribute value","fields":[{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}}]},{"type":"record","name":"Json","doc":"an array or object as canonical JSON text","fields":[{"name":"text","type":"string"}]}]}]}}}]}}},{"name":"messages","type":{"type":"array","items":{"type":"record","name":"MessageState","doc":"a message already admitted or excluded, and what became of it","fields":[{"name":"message_id","type":"Id128","doc":"hash of namespace, campaign_id, occurrence, user_id and step"},{"name":"run_id","type":"Id128"},{"name":"campaign_id","type":"string"},{"name":"class","type":"string","doc":"excluded, waiting, rejected, accepted, failed, uncertain, expired, cancelled, parked"},{"name":"attempt","type":"int","doc":"latest attempt with an outcome"},{"name":"ending","type":"string","doc":"outcome that decides for that attempt"},{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"when it was admitted"},{"name":"kind","type":"string","doc":"class of message for caps; empty until there are caps","default":""}]}}},{"name":"imports","type":{"type":"array","items":{"type":"record","name":"ImportOfPerson","doc":"one import that changed the profile","fields":[{"name":"set_by","type":"string"},{"name":"set_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"forgotten","type":"boolean","doc":"it can no longer be undone, but one that can was laid over a value of it"}]}},"doc":"of replaced: in order of arrival, at most 63","default":[]},{"name":"replaced","type":{"type":"array","items":{"type":"record","name":"Replaced","doc":"a value that was replaced by an import, or by imports that one after the other said the same; it is in force again when whatever was set over it is undone","fields":[{"name":"kind","type":"int","doc":"0 attribute, 1 address, 2 consent, 3 locale, 4 time_zone, 5 account_id"},{"name":"name","type":"string","doc":"of the attribute or the channel; else empty"},{"name":"value","type":["null","boolean","long","double","string","Instant","Json"]},{"name":"at","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"doc":"set_at of an attribute, occurred_at of an address and a consent; null if it is the set_at of each import, and for the others, of which nothing shows it"},{"name":"imports","type":"long","doc":"bit i: imports[i] set it; the later lies over the earlier, where there is an at the earlier over the later"},{"name":"set_by","type":"string","doc":"the writer, if it is none of imports; else empty"}]}},"doc":"of replaced: by kind and name, of one field the older before the newer, the oldest before all imports","default":[]},{"name":"forgotten","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"doc":"of replaced: imports with this set_at and before can no longer be undone","default":null}]}`
 
 // Membership is one person's place in one import of a segment.
 type Membership struct {
@@ -180,42 +180,60 @@ func (m *MessageState) readAvro(r *reader) {
 	m.Kind = r.string()
 }
 
-// ImportOfPerson is one import that changed the profile and can be undone.
+// ImportOfPerson is one import that changed the profile.
 type ImportOfPerson struct {
-	SetBy string    `json:"set_by"`
-	SetAt time.Time `json:"set_at"`
+	SetBy     string    `json:"set_by"`
+	SetAt     time.Time `json:"set_at"`
+	Forgotten bool      `json:"forgotten"` // it can no longer be undone, but one that can was laid over a value of it
 }
 
 func (m *ImportOfPerson) appendAvro(b []byte) []byte {
 	b = appendString(b, m.SetBy)
 	b = appendTime(b, m.SetAt)
+	b = appendBool(b, m.Forgotten)
 	return b
 }
 
 func (m *ImportOfPerson) readAvro(r *reader) {
 	m.SetBy = r.string()
 	m.SetAt = r.time()
+	m.Forgotten = r.bool()
 }
 
-// Replaced is a value that an import replaced; it is in force again when whatever was set over it is undone.
+// Replaced is a value that was replaced by an import, or by imports that one after the other said the same; it is in force again when whatever was set over it is undone.
 type Replaced struct {
-	Field string    `json:"field"` // attribute/<name>, address/<channel>, consent/<channel>, locale, time_zone or account_id
-	Value Value     `json:"value"`
-	At    time.Time `json:"at"` // set_at of an attribute, occurred_at of an address and a consent; set_at of what replaced it for the others
-	SetBy string    `json:"set_by"`
+	Kind    int32      `json:"kind"` // 0 attribute, 1 address, 2 consent, 3 locale, 4 time_zone, 5 account_id
+	Name    string     `json:"name"` // of the attribute or the channel; else empty
+	Value   Value      `json:"value"`
+	At      *time.Time `json:"at"`      // set_at of an attribute, occurred_at of an address and a consent; null if it is the set_at of each import, and for the others, of which nothing shows it
+	Imports int64      `json:"imports"` // bit i: imports[i] set it; the later lies over the earlier, where there is an at the earlier over the later
+	SetBy   string     `json:"set_by"`  // the writer, if it is none of imports; else empty
 }
 
 func (m *Replaced) appendAvro(b []byte) []byte {
-	b = appendString(b, m.Field)
+	b = appendLong(b, int64(m.Kind))
+	b = appendString(b, m.Name)
 	b = m.Value.appendAvro(b)
-	b = appendTime(b, m.At)
+	if m.At == nil {
+		b = append(b, 0)
+	} else {
+		b = append(b, 2)
+		b = appendTime(b, (*m.At))
+	}
+	b = appendLong(b, m.Imports)
 	b = appendString(b, m.SetBy)
 	return b
 }
 
 func (m *Replaced) readAvro(r *reader) {
-	m.Field = r.string()
+	m.Kind = r.int()
+	m.Name = r.string()
 	m.Value.readAvro(r)
-	m.At = r.time()
+	m.At = nil
+	if r.some() {
+		m.At = new(time.Time)
+		*m.At = r.time()
+	}
+	m.Imports = r.long()
 	m.SetBy = r.string()
 }

@@ -70,6 +70,7 @@ type personLoop struct {
 	schedules map[string]*scheduledAt // by campaign, decoded once per version
 	segments  map[string]*segmentLog  // by segment
 	batch     *batch                  // of the transaction in flight
+	scratch   []byte                  // for a record that is only measured
 
 	mu    sync.Mutex
 	owned []int32 // for the ticker, which runs beside the loop
@@ -215,10 +216,11 @@ func (l *personLoop) patch(b *batch, patch *event.ProfilePatch, partition int32)
 			replaced = nil
 		}
 	}
-	if n := len(next.AppendAvro(nil)); change.Changed && n > profile.MaxBytes {
-		return fault.Poison(errTooLarge(n))
-	}
 	if change.Changed {
+		l.scratch = next.AppendAvro(l.scratch[:0])
+		if n := len(l.scratch); n > profile.MaxBytes {
+			return fault.Poison(errTooLarge(n))
+		}
 		c.rec, c.dirty = next, true
 	}
 	if replaced != nil {

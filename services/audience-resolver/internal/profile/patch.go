@@ -24,7 +24,7 @@ type Change struct {
 // undo is Remember's to say.
 type move struct {
 	what  int
-	layer event.Replaced
+	layer layer
 }
 
 const (
@@ -42,6 +42,9 @@ func Apply(p *event.Profile, patch *event.ProfilePatch) (c Change) {
 	may := func(setBy string) bool { return patch.OnlyIfSetBy == nil || *patch.OnlyIfSetBy == setBy }
 	known := p.UserID != "" && !p.Deleted
 	byImport := isImport(patch.SetBy)
+	if byImport && known {
+		c.moves = make([]move, 0, len(patch.Set)+len(patch.Addresses)+len(patch.Consents))
+	}
 
 	for i := range patch.Set {
 		nv := &patch.Set[i]
@@ -80,8 +83,8 @@ func Apply(p *event.Profile, patch *event.ProfilePatch) (c Change) {
 		if f.next == nil || patch.OnlyIfSetBy != nil || *f.value == *f.next && *f.setBy == patch.SetBy {
 			continue
 		}
-		if old := f.layer(); old != nil {
-			c.replace(*old, patch.SetBy)
+		if old, ok := f.layer(); ok {
+			c.replace(old, patch.SetBy)
 		}
 		*f.value, *f.setBy = *f.next, patch.SetBy
 		c.Changed = true
@@ -105,12 +108,12 @@ func Apply(p *event.Profile, patch *event.ProfilePatch) (c Change) {
 }
 
 // replace notes that what was in force gives way to a value of setBy.
-func (c *Change) replace(old event.Replaced, setBy string) {
+func (c *Change) replace(old layer, setBy string) {
 	switch {
-	case old.SetBy == setBy:
+	case old.setBy == setBy:
 	case isImport(setBy):
 		c.moves = append(c.moves, move{replaced, old})
-	case isImport(old.SetBy):
+	case isImport(old.setBy):
 		c.moves = append(c.moves, move{settled, old})
 	}
 }
@@ -120,12 +123,12 @@ func byName(a event.Attribute, name string) int { return strings.Compare(a.Name,
 // wins reports whether an address or a consent replaces another of its field. At
 // the same moment a removal and an unsubscription stand; between two addresses
 // neither is more restrictive, and the later row of one file wins.
-func wins(next, old *event.Replaced) bool {
-	if !next.At.Equal(old.At) {
-		return next.At.After(old.At)
+func wins(next, old *layer) bool {
+	if !next.at.Equal(old.at) {
+		return next.at.After(old.at)
 	}
-	to, from := next.Value.Text(), old.Value.Text()
-	if strings.HasPrefix(next.Field, consentField) {
+	to, from := next.value.Text(), old.value.Text()
+	if next.kind == consentField {
 		return to == "unsubscribed" && from != to
 	}
 	return to != from && (to == "" || from != "")
@@ -133,8 +136,8 @@ func wins(next, old *event.Replaced) bool {
 
 // lose notes that next came too late to replace old. If old is an import's, next
 // may be in force once that is undone.
-func (c *Change) lose(next event.Replaced, old *event.Replaced) {
-	if isImport(old.SetBy) && next.SetBy != old.SetBy {
+func (c *Change) lose(next layer, old *layer) {
+	if isImport(old.setBy) && next.setBy != old.setBy {
 		c.moves = append(c.moves, move{lost, next})
 	}
 }

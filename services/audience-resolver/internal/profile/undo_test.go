@@ -83,9 +83,9 @@ func locale(v string) func(*event.ProfilePatch) {
 }
 
 const (
-	impA, impB, impC = "import:a", "import:b", "import:c"
-	web              = "api:web"
-	link             = "unsubscribe:m"
+	impA, impB, impC, impD, impE = "import:a", "import:b", "import:c", "import:d", "import:e"
+	web                          = "api:web"
+	link                         = "unsubscribe:m"
 )
 
 // What is told of each field after patches and undos, as "value by writer".
@@ -213,7 +213,7 @@ func TestTheProfileIsAsItWasBeforeTheImport(t *testing.T) {
 		p.undo(impC)
 		require.Equal(t, before.profile, p.profile)
 		if undone {
-			require.Equal(t, fmt.Sprint(before.state.Replaced), fmt.Sprint(p.state.Replaced))
+			require.Equal(t, profile.Layers(&before.state), profile.Layers(&p.state))
 		}
 	})
 }
@@ -230,13 +230,13 @@ type drawn struct {
 // set_at of all others is. Few occurred_at, so that there are ties.
 func drawHistory(t *rapid.T) drawn {
 	h := drawn{exact: true}
-	begun := map[string]int{impA: 0, impB: 1, impC: 2}
-	n := rapid.IntRange(1, 12).Draw(t, "patches")
+	begun := map[string]int{impA: 0, impB: 1, impC: 2, impD: 3, impE: 4}
+	n := rapid.IntRange(1, 20).Draw(t, "patches")
 	for i := range n {
-		writer := rapid.SampledFrom([]string{impA, impB, impC, web, link}).Draw(t, "writer")
+		writer := rapid.SampledFrom([]string{impA, impB, impC, impD, impE, web, link}).Draw(t, "writer")
 		at, ok := begun[writer]
 		if !ok {
-			at = i + 3
+			at = i + len(begun)
 		}
 		var changes []func(*event.ProfilePatch)
 		kinds := []string{"plan", "locale", "plan and locale"}
@@ -249,7 +249,13 @@ func drawHistory(t *rapid.T) drawn {
 		switch kind := rapid.SampledFrom(kinds).Draw(t, "kind"); kind {
 		case "address":
 			h.exact = false
-			changes = append(changes, address(rapid.SampledFrom([]string{"", "a@x.test", "b@x.test"}).Draw(t, "address")), occurred(rapid.IntRange(0, 4).Draw(t, "occurred")))
+			// Of three that say one, another, and the one again of one moment, an undo of
+			// the second leaves in force what it should, but by the third.
+			moment, said := rapid.IntRange(0, 4).Draw(t, "occurred"), "a@x.test"
+			if moment > 2 {
+				said = fmt.Sprint(i, "@x.test")
+			}
+			changes = append(changes, address(rapid.SampledFrom([]string{"", said, said}).Draw(t, "address")), occurred(moment))
 		case "consent":
 			h.exact = false
 			changes = append(changes, consent(rapid.SampledFrom([]string{"subscribed", "unsubscribed"}).Draw(t, "consent")), occurred(rapid.IntRange(0, 4).Draw(t, "occurred")))
@@ -280,7 +286,7 @@ func TestAnUndoIsAsIfTheImportHadNeverBeen(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := drawHistory(t)
 		p := &person{t: t}
-		undone := rapid.Permutation([]string{impA, impB, impC}).Draw(t, "undone")[:rapid.IntRange(1, 3).Draw(t, "undos")]
+		undone := rapid.Permutation([]string{impA, impB, impC, impD, impE}).Draw(t, "undone")[:rapid.IntRange(1, 5).Draw(t, "undos")]
 		last := map[string]int{}
 		for i, q := range h.patches {
 			last[q.SetBy] = i
@@ -316,6 +322,47 @@ func TestAnUndoIsAsIfTheImportHadNeverBeen(t *testing.T) {
 		got.CreatedAt, got.CreatedBy = wanted.CreatedAt, wanted.CreatedBy
 		require.Equal(t, wanted, got)
 	})
+}
+
+// More imports than are remembered: those that are can be undone all the same, and
+// the fields are what they would be without them.
+func TestAnUndoIsExactAboveForgottenImports(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		const remembered = 16
+		n := rapid.IntRange(remembered+1, remembered+8).Draw(t, "imports")
+		undone := rapid.SliceOfNDistinct(rapid.IntRange(n-remembered, n-1), 1, remembered, rapid.ID).Draw(t, "undone")
+		p, want := &person{t: t}, &person{t: t}
+		value := rapid.SampledFrom([]string{"x", "x", "x", "y"})
+		for i := range n {
+			changes := []func(*event.ProfilePatch){plan(value.Draw(t, "plan")), locale(value.Draw(t, "locale"))}
+			if rapid.Bool().Draw(t, "consent") {
+				changes = append(changes, consent(rapid.SampledFrom([]string{"subscribed", "unsubscribed"}).Draw(t, "consent")))
+			}
+			if rapid.Bool().Draw(t, "by the file's time") {
+				changes = append(changes, address("x"), occurred(-rapid.IntRange(1, 3).Draw(t, "occurred")))
+			} else {
+				changes = append(changes, address(value.Draw(t, "address")))
+			}
+			patches := []*event.ProfilePatch{by(fmt.Sprint("import:", i), i, changes...)}
+			if rapid.IntRange(0, 9).Draw(t, "somebody else") == 0 {
+				patches = append(patches, by(web, i, changes...))
+			}
+			p.patch(patches...)
+			if slices.Contains(undone, i) {
+				patches = patches[1:]
+			}
+			want.patch(patches...)
+		}
+		for _, i := range undone {
+			require.False(t, p.undo(fmt.Sprint("import:", i)).Forgotten)
+		}
+		require.Equal(t, fields(&want.profile), fields(&p.profile))
+	})
+}
+
+func fields(p *event.Profile) []any {
+	return []any{p.Attributes, p.Addresses, p.Consents, p.Locale, p.LocaleSetBy}
 }
 
 // When a person became known and changed last is told by those who are left.
@@ -399,6 +446,66 @@ func TestWhatNoUndoNeedsIsNotKept(t *testing.T) {
 	require.Len(t, p.state.Replaced, 2, "one layer of a writer")
 	p.patch(by(web, 4, plan("new")))
 	require.Empty(t, p.state.Replaced)
+
+	p = &person{t: t}
+	same := []func(*event.ProfilePatch){address("a@x.test"), occurred(-1)}
+	p.patch(by(impA, 1, same...), by(impB, 2, same...), by(impC, day, same...), by(impD, day, address("d@x.test")))
+	require.Len(t, profile.Layers(&p.state), 3)
+	p.patch(by(impE, 14*day+2, plan("new")))
+	require.Len(t, profile.Layers(&p.state), 1, "of those that say the same, the first that came, which is not undone any more")
+}
+
+// The list of every night says of most people what it said before. What is kept
+// of them grows by the import, not by what it says.
+func TestAnImportThatSaysTheSameAddsOnlyItself(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		when    func(night int) func(*event.ProfilePatch)
+		entries int // once the first is no longer undone
+	}{
+		"at the time of the import": {occurred, 4},
+		"at a time of the file's":   {func(int) func(*event.ProfilePatch) { return occurred(-1) }, 2}, // only the first changed address and consent
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := &person{t: t}
+			p.patch(by(web, -9, plan("gold"), locale("de"), address("ann@example.test"), consent("subscribed")))
+			entries, size := 0, 0
+			for i := range 40 {
+				p.patch(by(fmt.Sprint("import:", i), i, plan("gold"), locale("de"), address("ann@example.test"), consent("subscribed"), c.when(i)))
+				bytes := len(p.state.AppendAvro(nil))
+				switch {
+				case i == 2:
+					entries = len(p.state.Replaced)
+				case i > 2 && i < 16:
+					require.Len(t, p.state.Replaced, entries)
+					require.LessOrEqual(t, bytes-size, 9+len("import:10")+2*entries)
+				case i > 16:
+					require.Len(t, p.state.Replaced, c.entries)
+					require.Len(t, p.state.Imports, 17, "with the one beneath them")
+				}
+				size = bytes
+			}
+		})
+	}
+}
+
+// Imports that are kept for their values alone do not become more than an entry
+// can name, and nothing is lost by it.
+func TestAnImportOverManyOthersIsUndone(t *testing.T) {
+	t.Parallel()
+	p, want := &person{t: t}, &person{t: t}
+	p.patch(by(web, 0, plan("gold")))
+	want.patch(by(web, 0, plan("gold")))
+	for i := range 200 {
+		name := fmt.Sprint("field ", i)
+		short := by(fmt.Sprint("import:", i), i, set(name, event.Int(1)))
+		p.patch(short, by("import:long", 1000, set(name, event.Int(2))))
+		want.patch(short)
+		require.LessOrEqual(t, len(p.state.Imports), 60)
+	}
+	require.True(t, p.undo("import:long").Changed)
+	require.Equal(t, fields(&want.profile), fields(&p.profile))
 }
 
 const day = 24 * 60
@@ -437,14 +544,28 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 	p := &person{t: t}
 	const n = 40
 	for i := range n {
-		p.patch(by(fmt.Sprint("import:", i), i, set("text", event.String(fmt.Sprint(i, strings.Repeat("x", 10_000))))))
+		p.patch(by(fmt.Sprint("import:", i), i, set("text", event.String(fmt.Sprint(i, strings.Repeat("x", 20_000))))))
 	}
 	require.LessOrEqual(t, len(p.state.AppendAvro(nil)), profile.MaxBytes)
-	require.Greater(t, len(p.state.AppendAvro(nil)), profile.MaxBytes-25_000, "it is not dropped for nothing")
+	require.Greater(t, len(p.state.AppendAvro(nil)), profile.MaxBytes-45_000, "it is not dropped for nothing")
 	oldest := int(p.state.Forgotten.Sub(t0).Minutes())
 	for i := n - 1; i > oldest; i-- {
 		require.True(t, p.undo(fmt.Sprint("import:", i)).Changed)
 	}
 	require.True(t, strings.HasPrefix(p.profile.Attributes[0].Value.Text(), fmt.Sprint(oldest, "x")))
 	require.Equal(t, profile.Undone{Forgotten: true}, p.undo(fmt.Sprint("import:", oldest)))
+}
+
+func TestTheLastSixteenImportsOfAPersonCanBeUndone(t *testing.T) {
+	t.Parallel()
+	p := &person{t: t}
+	for i := range 20 {
+		p.patch(by(fmt.Sprint("import:", i), i, plan(fmt.Sprint(i))))
+	}
+	for i := 4; i < 20; i++ {
+		require.True(t, p.undo(fmt.Sprint("import:", i)).Changed)
+	}
+	require.Equal(t, "3", p.profile.Attributes[0].Value.Text())
+	require.Equal(t, profile.Undone{Forgotten: true}, p.undo("import:3"))
+	require.False(t, p.profile.Deleted)
 }

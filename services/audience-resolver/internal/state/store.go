@@ -93,16 +93,20 @@ func changelog(name topic.Name) (byte, bool) {
 	return 0, false
 }
 
+// key puts what is kept of one person side by side, the profile first: who reads
+// one of them reads the next from the same block.
 func key(name topic.Name, partition int32, k []byte) []byte {
 	c, ok := changelog(name)
 	if !ok {
 		panic("state: " + string(name) + " is no changelog of the person store")
 	}
-	b := make([]byte, 0, 5+len(k))
-	b = append(b, 'd')
-	b = binary.BigEndian.AppendUint16(b, uint16(partition))
-	b = append(b, c)
-	return append(b, k...)
+	b := make([]byte, 0, 4+len(k))
+	b = append(partitionKey(b, partition), k...)
+	return append(b, c)
+}
+
+func partitionKey(b []byte, partition int32) []byte {
+	return binary.BigEndian.AppendUint16(append(b, 'd'), uint16(partition))
 }
 
 func markKey(name topic.Name, partition int32) []byte {
@@ -152,13 +156,10 @@ func (s *Store) Mark(name topic.Name, partition int32) (Mark, error) {
 func (s *Store) Forget(partition int32) error {
 	b := s.db.NewBatch()
 	defer b.Close()
+	if err := b.DeleteRange(partitionKey(nil, partition), partitionKey(nil, partition+1), nil); err != nil {
+		return fmt.Errorf("forgetting partition %d: %w", partition, err)
+	}
 	for _, name := range []topic.Name{topic.Profiles, topic.PersonState} {
-		from := key(name, partition, nil)
-		to := append([]byte(nil), from...)
-		to[len(to)-1]++
-		if err := b.DeleteRange(from, to, nil); err != nil {
-			return fmt.Errorf("forgetting %s/%d: %w", name, partition, err)
-		}
 		if err := b.Delete(markKey(name, partition), nil); err != nil {
 			return fmt.Errorf("forgetting the mark of %s/%d: %w", name, partition, err)
 		}
