@@ -52,6 +52,12 @@ func Open(dir string, cacheBytes int64, dead func(error)) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the person store %s: %w", dir, err)
 	}
+	// What lies there in a layout of before cannot be read: it is replayed, as by a new store.
+	for _, prefix := range []byte{'d', 'm'} {
+		if err := db.DeleteRange([]byte{prefix}, []byte{prefix + 1}, pebble.NoSync); err != nil {
+			return nil, errors.Join(fmt.Errorf("opening the person store %s: %w", dir, err), db.Close())
+		}
+	}
 	return &Store{db: db}, nil
 }
 
@@ -106,12 +112,12 @@ func key(name topic.Name, partition int32, k []byte) []byte {
 }
 
 func partitionKey(b []byte, partition int32) []byte {
-	return binary.BigEndian.AppendUint16(append(b, 'd'), uint16(partition))
+	return binary.BigEndian.AppendUint16(append(b, 'e'), uint16(partition))
 }
 
 func markKey(name topic.Name, partition int32) []byte {
 	c, _ := changelog(name)
-	b := binary.BigEndian.AppendUint16([]byte{'m'}, uint16(partition))
+	b := binary.BigEndian.AppendUint16([]byte{'n'}, uint16(partition))
 	return append(b, c)
 }
 
