@@ -3,6 +3,8 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -61,6 +63,27 @@ func (b *bench) everything() string {
 	return string(text)
 }
 
+// exported is what an export of all profiles has in its files.
+func (b *bench) exported(format string) string {
+	b.t.Helper()
+	said := b.lines("export", "--what", "profiles", "--format", format, "--to", "exports/")
+	manifest, ok := said[len(said)-1]["manifest"].(string)
+	require.True(b.t, ok, "%v", said)
+	_, key, _ := strings.Cut(strings.TrimPrefix(manifest, "s3://"), "/")
+	text, err := os.ReadFile(filepath.Join(b.folder, key))
+	require.NoError(b.t, err)
+	var m struct{ Files []struct{ Key string } }
+	require.NoError(b.t, json.Unmarshal(text, &m))
+	require.NotEmpty(b.t, m.Files)
+	var all strings.Builder
+	for _, f := range m.Files {
+		text, err := os.ReadFile(filepath.Join(b.folder, f.Key))
+		require.NoError(b.t, err)
+		all.Write(text)
+	}
+	return all.String()
+}
+
 // untimed leaves out when profiles were made and changed.
 func untimed(everything string) string {
 	return regexp.MustCompile(`"(created|updated)_at": "[^"]*",?`).ReplaceAllString(everything, "")
@@ -101,12 +124,17 @@ func TestAnUndoneImportLeavesWhatWasBefore(t *testing.T) {
 	first := b.importedAs("a.csv", memberList(1, 0, 300))
 	afterFirst := b.everything()
 	require.NotEqual(t, nothing, afterFirst)
+	lines, parquet := b.exported("csv"), b.exported("parquet")
+	require.Equal(t, 301, strings.Count(lines, "\n"))
 	second := b.importedAs("b.csv", memberList(2, 150, 450))
 	afterBoth := b.everything()
 	require.NotEqual(t, afterFirst, afterBoth)
+	require.NotEqual(t, lines, b.exported("csv"))
 
 	undo(second)
 	require.Equal(t, afterFirst, b.everything(), "as after the first")
+	require.Equal(t, lines, b.exported("csv"), "byte for byte")
+	require.True(t, parquet == b.exported("parquet"), "byte for byte")
 
 	var again struct {
 		ImportID string `json:"import_id"`

@@ -81,6 +81,9 @@ func (i *importing) takeBack(ctx, work context.Context, of *event.Import) error 
 	at.State = importfile.StateReading
 	b := &batch{}
 	send := func() error {
+		if err := i.pace.keep(ctx, work, i); err != nil {
+			return err
+		}
 		b.after = at
 		err := i.commit(work, b)
 		b = &batch{}
@@ -109,7 +112,7 @@ func (i *importing) takeBack(ctx, work context.Context, of *event.Import) error 
 					return err
 				}
 			}
-			if b.bytes >= i.cfg.TransactionBytes || time.Since(i.at.UpdatedAt) > i.timing.heartbeat/2 {
+			if b.bytes >= i.cfg.TransactionBytes || int64(len(b.records)) >= i.pace.atOnce.Load() || time.Since(i.at.UpdatedAt) > i.timing.heartbeat/2 {
 				return send()
 			}
 			return nil
