@@ -40,7 +40,7 @@ func TestApplyingTwiceIsApplyingOnce(t *testing.T) {
 		says string
 	}{
 		{[]string{"get", "campain"}, `did you mean "campaign"?`},
-		{[]string{"get", "wardrobe"}, "one of import-spec, audience, template, campaign, segment"},
+		{[]string{"get", "wardrobe"}, "one of import-spec, audience, template, campaign, export, segment"},
 		{[]string{"get", "audience", "loyl"}, `did you mean "loyal"?`},
 		{[]string{"get", "audience", "something-else"}, "hikyaku get audience lists them"},
 		{[]string{"get"}, "accepts between 1 and 2 arg"},
