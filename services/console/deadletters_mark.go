@@ -242,7 +242,7 @@ func (a *app) writeMarks(ctx context.Context, c *kafka.Cluster, client *kgo.Clie
 		if err := client.BeginTransaction(); err != nil {
 			return overtaken(err)
 		}
-		if err := client.ProduceSync(ctx, batch...).FirstErr(); err != nil {
+		if err := kafka.ProduceSync(ctx, client, batch...); err != nil {
 			// Best effort: whoever opens the id next ends it in any case.
 			if err = overtaken(err); !errors.Is(err, errOvertaken) {
 				_ = client.EndTransaction(ctx, kgo.TryAbort)

@@ -51,7 +51,7 @@ func (i *importing) transact(work context.Context, b *batch) error {
 
 func (i *importing) write(work context.Context, b *batch) error {
 	if len(b.records) > 0 {
-		if err := i.client.ProduceSync(work, b.records...).FirstErr(); err != nil {
+		if err := kafka.ProduceSync(work, i.client, b.records...); err != nil {
 			return err
 		}
 		crash.At(crash.ImporterProduced)
@@ -64,7 +64,7 @@ func (i *importing) write(work context.Context, b *batch) error {
 	if err != nil {
 		return err
 	}
-	return i.client.ProduceSync(work, r).FirstErr()
+	return kafka.ProduceSync(work, i.client, r)
 }
 
 // record makes a progress record of this member.

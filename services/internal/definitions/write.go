@@ -139,7 +139,7 @@ func write(ctx context.Context, c *kafka.Cluster, by string, changes []Change) (
 	if err := client.BeginTransaction(); err != nil {
 		return nil, classify(err)
 	}
-	if err := client.ProduceSync(ctx, records...).FirstErr(); err != nil {
+	if err := kafka.ProduceSync(ctx, client, records...); err != nil {
 		// Best effort, so that readers need not wait until the transaction times
 		// out: the next writer's opening aborts it in any case. One that was
 		// overtaken has nothing to abort, and must not open the id again to do so.

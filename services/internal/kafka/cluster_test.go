@@ -3,6 +3,7 @@ package kafka_test
 import (
 	"context"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -286,6 +287,22 @@ func TestIdleAndAbortedPartitionsPassTheBarrier(t *testing.T) {
 	require.Equal(t, 1, handled, "the aborted record was handed over")
 }
 
+// Whoever is told that something is committed finds it there: also by a client that has
+// never heard of the topic before, and whose transaction is over before it has stored what it learnt.
+func TestTheFirstTransactionOfAClientIsCommitted(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	c := k.Cluster(t, topic.Collector)
+	const times = 300
+	for n := range times {
+		require.NoError(t, c.WriteOnce(contextOf(t), "writer", func(context.Context) ([]*kgo.Record, error) {
+			r, err := c.Record(topic.Profiles, strconv.Itoa(n), &event.Profile{UserID: strconv.Itoa(n)})
+			return []*kgo.Record{r}, err
+		}))
+	}
+	require.Len(t, k.All(t, topic.Profiles), times)
+}
+
 // A broker that was away between a record and the marker of its transaction writes
 // the marker as leader of another epoch. Who has passed both must be able to begin
 // there again: no record has been lost.
@@ -304,7 +321,7 @@ func TestALeaderThatChangesBeforeTheMarkerLosesNothing(t *testing.T) {
 		require.NoError(t, err)
 		name, partition = r.Topic, r.Partition
 		require.NoError(t, txn.BeginTransaction())
-		require.NoError(t, txn.ProduceSync(ctx, r).FirstErr())
+		require.NoError(t, kafka.ProduceSync(ctx, txn, r))
 		between()
 		require.NoError(t, txn.EndTransaction(ctx, kgo.TryCommit))
 	}

@@ -3,6 +3,8 @@ package kafka
 import (
 	"context"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -52,7 +54,7 @@ func (c *Cluster) WriteOnce(ctx context.Context, id string, look func(context.Co
 	}
 	err = client.BeginTransaction()
 	if err == nil {
-		err = client.ProduceSync(ctx, records...).FirstErr()
+		err = ProduceSync(ctx, client, records...)
 	}
 	// It is not aborted: the client could open the id again to do so, and fence the one
 	// who has it now. Whoever opens it next aborts it.
@@ -63,6 +65,37 @@ func (c *Cluster) WriteOnce(ctx context.Context, id string, look func(context.Co
 		return fault.Transient(fmt.Errorf("writing as %s: %w", id, err))
 	}
 	return nil
+}
+
+// ProduceSync produces records in a transaction and returns when all are acknowledged, or
+// the first error. Whoever ends a transaction has to have produced by it: see known.
+func ProduceSync(ctx context.Context, cl *kgo.Client, records ...*kgo.Record) error {
+	if err := cl.ProduceSync(ctx, records...).FirstErr(); err != nil {
+		return err
+	}
+	known(ctx, cl, records)
+	return nil
+}
+
+// known waits until the client knows the partitions that it has produced to. When it learns of
+// a topic it first hands on the records that have waited for that, and then stores what it has
+// learnt (franz-go 1.22.2, storePartitionsUpdate). Acknowledged in between, they would be of
+// no partition that EndTransaction looks at: it would send nothing and return nil, and the
+// broker would abort what was said to be committed.
+func known(ctx context.Context, cl *kgo.Client, records []*kgo.Record) {
+	var topics []string // few
+	for _, r := range records {
+		if slices.Contains(topics, r.Topic) {
+			continue
+		}
+		topics = append(topics, r.Topic)
+		for ctx.Err() == nil {
+			if leader, _, err := cl.PartitionLeader(r.Topic, r.Partition); leader >= 0 || err != nil {
+				break
+			}
+			time.Sleep(100 * time.Microsecond)
+		}
+	}
 }
 
 func join(parts ...[]kgo.Opt) []kgo.Opt {

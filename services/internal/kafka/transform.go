@@ -369,6 +369,9 @@ func (l *transformLoop) commit(batch, out []*kgo.Record) error {
 	mu.Lock()
 	failed := errors.Join(flushErr, produceErr)
 	mu.Unlock()
+	if failed == nil {
+		known(l.work, l.sess.Client(), out)
+	}
 
 	// A member that has lost its group waits here for a heartbeat that nobody
 	// sends, and readers of its outputs stand still meanwhile.

@@ -668,7 +668,7 @@ func (x *exporting) commit(work context.Context, next event.Export) error {
 		}
 		record.Headers = append(record.Headers, kgo.RecordHeader{Key: headerOwner, Value: []byte(x.Cluster.Member())})
 		// On a failure it is not aborted here: the client could open the id again to do so.
-		if err := x.client.ProduceSync(work, record).FirstErr(); err != nil {
+		if err := kafka.ProduceSync(work, x.client, record); err != nil {
 			return err
 		}
 		return x.client.EndTransaction(work, kgo.TryCommit)
