@@ -3,13 +3,14 @@ package kafka_test
 import (
 	"context"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
@@ -288,19 +289,63 @@ func TestIdleAndAbortedPartitionsPassTheBarrier(t *testing.T) {
 }
 
 // Whoever is told that something is committed finds it there: also by a client that has
-// never heard of the topic before, and whose transaction is over before it has stored what it learnt.
+// never heard of the topic before, whose record is acknowledged before it has stored what it
+// learnt. A second record, whose partition is not chosen yet, holds it up in between.
 func TestTheFirstTransactionOfAClientIsCommitted(t *testing.T) {
 	t.Parallel()
 	k := kafkatest.Start(t)
 	c := k.Cluster(t, topic.Collector)
-	const times = 300
-	for n := range times {
-		require.NoError(t, c.WriteOnce(contextOf(t), "writer", func(context.Context) ([]*kgo.Record, error) {
-			r, err := c.Record(topic.Profiles, strconv.Itoa(n), &event.Profile{UserID: strconv.Itoa(n)})
-			return []*kgo.Record{r}, err
-		}))
+	ctx := contextOf(t)
+	first, err := c.Record(topic.Profiles, "first", &event.Profile{UserID: "first"})
+	require.NoError(t, err)
+	second := &kgo.Record{Topic: first.Topic, Key: []byte("second")}
+	held := make(chan struct{})
+	choose := kgo.BasicConsistentPartitioner(func(string) func(*kgo.Record, int) int {
+		return func(r *kgo.Record, _ int) int {
+			if r != second {
+				return int(r.Partition)
+			}
+			<-held
+			return -1 // it is not produced
+		}
+	})
+	versions := kversion.Tip()
+	versions.SetMaxKeyVersion(int16(kmsg.EndTxn), 4) // as all our transactions
+	cl, err := kgo.NewClient(kgo.SeedBrokers(k.Fake.ListenAddrs()...), kgo.MaxVersions(versions), kgo.TransactionalID("writer"), kgo.RecordPartitioner(choose))
+	require.NoError(t, err)
+	defer cl.Close()
+	_, _, err = cl.ProducerID(ctx)
+	require.NoError(t, err)
+	both := make(chan struct{})
+	k.Fake.ControlKey(int16(kmsg.Metadata), func(kmsg.Request) (kmsg.Response, error, bool) {
+		k.Fake.SleepControl(func() { <-both })
+		return nil, nil, false
+	})
+	require.NoError(t, cl.BeginTransaction())
+	ended := make(chan error, 1)
+	go func() {
+		err := kafka.ProduceSync(ctx, cl, first)
+		if err == nil {
+			err = cl.EndTransaction(ctx, kgo.TryCommit)
+		}
+		ended <- err
+	}()
+	kafkatest.Eventually(t, func() bool { return cl.BufferedProduceRecords() == 1 }, "the first record is not buffered")
+	cl.Produce(ctx, second, nil)
+	kafkatest.Eventually(t, func() bool { return cl.BufferedProduceRecords() == 2 }, "the second record is not buffered")
+	close(both)
+	kafkatest.Eventually(t, func() bool {
+		ends, err := c.HighWatermarks(ctx, topic.Profiles)
+		return err == nil && ends[topic.Profiles][first.Partition] == 1
+	}, "the first record is not acknowledged")
+	select {
+	case err := <-ended: // it did not wait
+		ended <- err
+	case <-time.After(100 * time.Millisecond):
 	}
-	require.Len(t, k.All(t, topic.Profiles), times)
+	close(held)
+	require.NoError(t, <-ended)
+	require.Len(t, k.All(t, topic.Profiles), 1)
 }
 
 // A broker that was away between a record and the marker of its transaction writes
