@@ -619,15 +619,9 @@ func (l *personLoop) versions(campaignID string) (v schedule.Versions, missing s
 	}
 	v.TemplateVersion, v.Channel = head.Number, template.Channel
 	for _, segment := range audience.Filter.Segments() {
-		pin := event.SegmentPin{SegmentID: segment}
-		if def, ok := l.defs.Head(definitions.KindSegment, segment); ok {
-			s, err := definitions.DecodeSegment(def)
-			if err != nil {
-				return v, err.Error()
-			}
-			pin = s.Pin(segment)
-		} else if why := l.defs.Unreadable(definitions.KindSegment, segment, 0); why != "" {
-			return v, fmt.Sprintf("which imports make up segment %s cannot be read (%s)", segment, why)
+		pin, err := l.defs.Pin(segment)
+		if err != nil {
+			return v, err.Error()
 		}
 		v.Segments = append(v.Segments, pin)
 	}

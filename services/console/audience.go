@@ -8,7 +8,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hikyaku/hikyaku/schemas/definition"
-	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/services/internal/audience"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 )
@@ -85,13 +84,9 @@ func audienceNow(store *definitions.Store, id string) (*definition.Audience, aud
 		return nil, at, err
 	}
 	for _, segment := range def.Filter.Segments() {
-		pin := event.SegmentPin{SegmentID: segment}
-		if v, ok := store.Head(definitions.KindSegment, segment); ok {
-			s, err := definitions.DecodeSegment(v)
-			if err != nil {
-				return nil, at, err
-			}
-			pin = s.Pin(segment)
+		pin, err := store.Pin(segment)
+		if err != nil {
+			return nil, at, err
 		}
 		at.Segments = append(at.Segments, pin)
 	}

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
@@ -331,10 +330,8 @@ var errOvertaken = errors.New("somebody else is replaying or dropping dead lette
 // overtaken recognises what Kafka says to a writer whose transactional id another
 // one has opened.
 func overtaken(err error) error {
-	for _, e := range []error{kerr.ProducerFenced, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping, kerr.InvalidTxnState} {
-		if errors.Is(err, e) {
-			return missing("%w (%w)", errOvertaken, err)
-		}
+	if kafka.Fenced(err) {
+		return missing("%w (%w)", errOvertaken, err)
 	}
 	return missing("writing to Kafka: %w", err)
 }

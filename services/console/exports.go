@@ -20,6 +20,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/exports"
+	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
 // exportWish is an export that nobody has applied, as flags say it.
@@ -270,6 +271,12 @@ type exportTable struct {
 	byID map[identity.ID]event.Export
 }
 
+func (t *exportTable) apply(e *event.Export) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.byID[e.ExportID] = *e
+}
+
 func (t *exportTable) get(id identity.ID) *event.Export {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -291,43 +298,6 @@ func (t *exportTable) list() []event.Export {
 // withExports reads what was in the topic exports at the moment of the call, and goes on
 // reading while do runs.
 func (a *app) withExports(ctx context.Context, do func(context.Context, *exportTable) error) error {
-	c, err := a.kafka(ctx)
-	if err != nil {
-		return err
-	}
 	t := &exportTable{byID: map[identity.ID]event.Export{}}
-	table := c.Table([]topic.Name{topic.Exports}, func(r *kgo.Record) error {
-		if r.Value == nil {
-			return nil
-		}
-		var e event.Export
-		if err := c.Decode(r, &e); err != nil {
-			// The importer, too, goes by the record before.
-			fmt.Fprintf(a.err, "record %d of the topic %s cannot be read and is passed over: %v\n", r.Offset, topic.Exports, err)
-			return nil
-		}
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.byID[e.ExportID] = e
-		return nil
-	})
-	running, stop := context.WithCancel(ctx)
-	defer stop()
-	ended := make(chan error, 1)
-	go func() {
-		ended <- table.Run(running)
-		stop()
-	}()
-	patient, cancel := context.WithTimeout(running, a.patience)
-	defer cancel()
-	if err = table.CaughtUpStable(patient); err == nil {
-		err = do(running, t)
-	} else if patient.Err() == context.DeadlineExceeded && ctx.Err() == nil {
-		err = missing("the exports could not be read within %s", a.patience)
-	}
-	stop()
-	if failed := <-ended; failed != nil {
-		return failed
-	}
-	return err
+	return follow(ctx, a, topic.Exports, t.apply, func(ctx context.Context, _ *kafka.Table) error { return do(ctx, t) })
 }

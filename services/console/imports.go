@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 
@@ -24,6 +23,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
 	"github.com/hikyaku/hikyaku/services/internal/importfile/pinpoint"
+	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
 // importFilter selects imports of the list.
@@ -239,47 +239,13 @@ func (t *importTable) list() []shownImport {
 }
 
 // withImports reads what was in the topic imports at the moment of the call, and
-// goes on reading while do runs.
+// goes on reading while do runs. An import that is in a transaction now is shown as it was before it.
 func (a *app) withImports(ctx context.Context, do func(context.Context, *importTable) error) error {
-	c, err := a.kafka(ctx)
-	if err != nil {
-		return err
-	}
 	t := &importTable{byID: map[identity.ID]*importPicture{}}
-	table := c.Table([]topic.Name{topic.Imports}, func(r *kgo.Record) error {
-		if r.Value == nil {
-			return nil
-		}
-		e := new(event.Import)
-		if err := c.Decode(r, e); err != nil {
-			// The importer, too, goes by the record before.
-			fmt.Fprintf(a.err, "record %d of the topic %s cannot be read and is passed over: %v\n", r.Offset, topic.Imports, err)
-			return nil
-		}
-		t.apply(e)
-		return nil
+	return follow(ctx, a, topic.Imports, t.apply, func(ctx context.Context, table *kafka.Table) error {
+		t.caughtUp = table.CaughtUp
+		return do(ctx, t)
 	})
-	t.caughtUp = table.CaughtUp
-	running, stop := context.WithCancel(ctx)
-	defer stop()
-	ended := make(chan error, 1)
-	go func() {
-		ended <- table.Run(running)
-		stop()
-	}()
-	patient, cancel := context.WithTimeout(running, a.patience)
-	defer cancel()
-	// An import that is in a transaction now is shown as it was before it.
-	if err = table.CaughtUpStable(patient); err == nil {
-		err = do(running, t)
-	} else if patient.Err() == context.DeadlineExceeded && ctx.Err() == nil {
-		err = missing("the imports could not be read within %s", a.patience)
-	}
-	stop()
-	if failed := <-ended; failed != nil {
-		return failed
-	}
-	return err
 }
 
 func (a *app) importList(ctx context.Context, filter *importFilter, limit int) error {

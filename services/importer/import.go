@@ -462,7 +462,7 @@ func written(before []event.Written, c *kafka.Cluster, records []*kgo.Record) []
 // progress of the last commit.
 func (i *importing) commit(work context.Context, b *batch) error {
 	if err := i.transact(work, b); err != nil {
-		if !isFenced(err) {
+		if !kafka.Fenced(err) {
 			err = fault.Transient(err)
 		}
 		return fmt.Errorf("committing import %s up to byte %d: %w", i.at.ImportID, b.after.OffsetBytes, err)

@@ -16,7 +16,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go"
 
-	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/services/importer/internal/export"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
@@ -34,14 +33,6 @@ type object struct {
 	sizeBytes    int64
 	lastModified time.Time
 	versionID    string // empty where the bucket has no versions, and until head
-}
-
-// identityVersion is what import_id is made from.
-func (o object) identityVersion() string {
-	if o.versionID != "" {
-		return o.versionID
-	}
-	return identity.UnversionedObject(o.etag, o.sizeBytes, o.lastModified.UnixMicro())
 }
 
 // list calls yield for every object under a prefix that could be imported.

@@ -16,7 +16,6 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
@@ -69,25 +68,7 @@ func (i *importing) write(work context.Context, b *batch) error {
 
 // record makes a progress record of this member.
 func (s *Service) record(e *event.Import) (*kgo.Record, error) {
-	r, err := s.cluster.Record(topic.Imports, e.ImportID.String(), e)
-	if err != nil {
-		return nil, err
-	}
-	r.Headers = append(r.Headers, kgo.RecordHeader{Key: headerOwner, Value: []byte(s.cluster.Member())})
-	return r, nil
-}
-
-// isFenced says that somebody else has opened the import since, or the broker
-// has given up a transaction of ours; which of the two it does not tell.
-// INVALID_TXN_STATE is what the end of a transaction gets that another's
-// opening has just aborted.
-func isFenced(err error) bool {
-	for _, fenced := range []error{kerr.ProducerFenced, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping, kerr.InvalidTxnState} {
-		if errors.Is(err, fenced) {
-			return true
-		}
-	}
-	return false
+	return s.cluster.Owned(topic.Imports, e.ImportID.String(), e)
 }
 
 // report is <object>.report.json.

@@ -19,11 +19,6 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
-// headerOwner names the member that wrote a progress record, so that an
-// instance that was killed knows its own imports again and need not wait until
-// their progress is stale.
-const headerOwner = "owner"
-
 // source is one object under one spec, whatever the spec's version.
 type source struct {
 	bucket, key, etag    string
@@ -87,11 +82,7 @@ func newProgress(c *kafka.Cluster, m *metrics, log *slog.Logger) *progress {
 		case err != nil:
 			return err
 		}
-		for _, h := range r.Headers {
-			if h.Key == headerOwner {
-				e.owner = string(h.Value)
-			}
-		}
+		e.owner = kafka.Owner(r)
 		if importfile.Ended(e.State) {
 			e.Header, e.Published = nil, nil // nobody reads on from here
 		}

@@ -367,7 +367,7 @@ func (s *Service) work(ctx, work context.Context, j job) error {
 		log.Info("import let go", "reason", "stopping")
 		s.metrics.lettings.WithLabelValues("stopping").Inc()
 		return nil
-	case isFenced(err):
+	case kafka.Fenced(err):
 		log.Warn("import let go", "reason", "fenced: another instance has opened it, or the broker has given up its transaction", "error", err)
 		s.metrics.lettings.WithLabelValues("fenced").Inc()
 		s.letGo(j.source, true)
@@ -396,21 +396,16 @@ func (s *Service) take(ctx, work context.Context, j job) error {
 			j.begun = e
 		}
 	}
+	if unowned := j.begun == nil || j.begun.owner == ""; unowned && !sleep(ctx, s.moment(j)) {
+		return errStopped
+	}
 	switch {
 	case j.begun == nil:
-		if !sleep(ctx, s.moment(j)) {
-			return errStopped
-		}
 		if !s.progress.wanted(j.object, j.specID, j.specVersion) {
 			return nil
 		}
-	case j.begun.owner == "":
-		if !sleep(ctx, s.moment(j)) {
-			return errStopped
-		}
-		if s.progress.get(j.begun.ImportID).owner != "" {
-			return nil
-		}
+	case j.begun.owner == "" && s.progress.get(j.begun.ImportID).owner != "":
+		return nil
 	}
 	state := importfile.StateAnnounced
 	if j.begun != nil {
@@ -470,7 +465,12 @@ func (s *Service) own(ctx, work context.Context, j job, readingDone func()) erro
 	if err != nil {
 		return err
 	}
-	id := identity.Import(o.bucket, o.key, o.identityVersion(), j.specID, j.specVersion)
+	first := event.Import{
+		SpecID: j.specID, SpecVersion: j.specVersion,
+		Bucket: o.bucket, Key: o.key, VersionID: o.versionID, ETag: o.etag, SizeBytes: o.sizeBytes, LastModified: o.lastModified,
+		Line: 1,
+	}
+	id := importfile.ID(&first)
 	if j.begun != nil {
 		id = j.begun.ImportID
 	}
@@ -501,11 +501,8 @@ func (s *Service) own(ctx, work context.Context, j job, readingDone func()) erro
 		return nil // imported under another version meanwhile
 	} else {
 		now := micros(time.Now())
-		i.at = event.Import{
-			ImportID: id, SpecID: j.specID, SpecVersion: j.specVersion,
-			Bucket: o.bucket, Key: o.key, VersionID: o.versionID, ETag: o.etag, SizeBytes: o.sizeBytes, LastModified: o.lastModified,
-			AnnouncedAt: now, StartedAt: now, Line: 1,
-		}
+		first.ImportID, first.AnnouncedAt, first.StartedAt = id, now, now
+		i.at = first
 		if spec.Segment != nil {
 			i.at.SegmentID, i.at.SegmentMode = spec.Segment.ID, spec.Segment.ModeOrReplace()
 		}

@@ -54,3 +54,16 @@ func DecodeSegment(v Version) (Segment, error) {
 	}
 	return s, nil
 }
+
+// Pin is what a run would keep of a segment now: nothing of one that no import has
+// filled yet. The error is for people: what makes it up cannot be read.
+func (s *Store) Pin(id string) (event.SegmentPin, error) {
+	if v, ok := s.Head(KindSegment, id); ok {
+		now, err := DecodeSegment(v)
+		return now.Pin(id), err
+	}
+	if why := s.Unreadable(KindSegment, id, 0); why != "" {
+		return event.SegmentPin{}, fmt.Errorf("which imports make up segment %s cannot be read (%s)", id, why)
+	}
+	return event.SegmentPin{SegmentID: id}, nil
+}

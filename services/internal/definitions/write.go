@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
@@ -194,12 +193,8 @@ func readAll(ctx context.Context, c *kafka.Cluster) (*catalogue, error) {
 }
 
 func classify(err error) error {
-	// INVALID_TXN_STATE is what the end of a transaction gets that another
-	// writer's opening has just aborted.
-	for _, overtaken := range []error{kerr.ProducerFenced, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping, kerr.InvalidTxnState} {
-		if errors.Is(err, overtaken) {
-			return fault.Transient(fmt.Errorf("%w (%w)", errOvertaken, err))
-		}
+	if kafka.Fenced(err) {
+		return fault.Transient(fmt.Errorf("%w (%w)", errOvertaken, err))
 	}
 	return fault.Transient(err)
 }

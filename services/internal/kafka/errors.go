@@ -31,6 +31,19 @@ func passing(err error) bool {
 	return kgo.IsRetryableBrokerErr(err)
 }
 
+// Fenced says that somebody else has opened the transactional id since, or the broker
+// has given up a transaction of ours; which of the two it does not tell.
+// INVALID_TXN_STATE is what the end of a transaction gets that another's opening
+// has just aborted.
+func Fenced(err error) bool {
+	for _, fenced := range []error{kerr.ProducerFenced, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping, kerr.InvalidTxnState} {
+		if errors.Is(err, fenced) {
+			return true
+		}
+	}
+	return false
+}
+
 // lostOffset says what became of a group's place and that a person must decide.
 func (c *Cluster) lostOffset(group topic.Group, name topic.Name, partition int32, what string) error {
 	return fault.Fatal(fmt.Errorf("group %s has lost its place in topic %s, partition %d: %s. "+

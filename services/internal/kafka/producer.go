@@ -52,19 +52,24 @@ func (c *Cluster) WriteOnce(ctx context.Context, id string, look func(context.Co
 	if err != nil || len(records) == 0 {
 		return err
 	}
-	err = client.BeginTransaction()
-	if err == nil {
-		err = ProduceSync(ctx, client, records...)
-	}
-	// It is not aborted: the client could open the id again to do so, and fence the one
-	// who has it now. Whoever opens it next aborts it.
-	if err == nil {
-		err = client.EndTransaction(ctx, kgo.TryCommit)
-	}
-	if err != nil {
+	if err := Transact(ctx, client, records...); err != nil {
 		return fault.Transient(fmt.Errorf("writing as %s: %w", id, err))
 	}
 	return nil
+}
+
+// Transact commits records in a transaction of their own. After an error it is not aborted: the
+// client could open the id again to do so, and fence the one who has it now. Whoever
+// opens it next aborts it.
+func Transact(ctx context.Context, cl *kgo.Client, records ...*kgo.Record) error {
+	err := cl.BeginTransaction()
+	if err == nil {
+		err = ProduceSync(ctx, cl, records...)
+	}
+	if err == nil {
+		err = cl.EndTransaction(ctx, kgo.TryCommit)
+	}
+	return err
 }
 
 // ProduceSync produces records in a transaction and returns when all are acknowledged, or

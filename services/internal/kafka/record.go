@@ -78,6 +78,30 @@ func (c *Cluster) RecordAt(name topic.Name, partition int32, key string, rec eve
 	return h.make(nil, name, partition, key, rec)
 }
 
+// headerOwner names the member that wrote a progress record, so that an instance that
+// was killed knows its own work again and need not wait until its progress is stale.
+const headerOwner = "owner"
+
+// Owned is Record for progress: it names this member as the one who has the work.
+func (c *Cluster) Owned(name topic.Name, key string, rec event.Record) (*kgo.Record, error) {
+	r, err := c.Record(name, key, rec)
+	if err == nil {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: headerOwner, Value: []byte(c.member)})
+	}
+	return r, err
+}
+
+// Owner is the member that a progress record names; empty if it was written by somebody
+// who only asked for the work.
+func Owner(r *kgo.Record) string {
+	for _, h := range r.Headers {
+		if h.Key == headerOwner {
+			return string(h.Value)
+		}
+	}
+	return ""
+}
+
 // RecordIn is Record in memory that many records share.
 func (c *Cluster) RecordIn(m *Memory, name topic.Name, key string, rec event.Record) (*kgo.Record, error) {
 	h, err := c.home(name)

@@ -22,7 +22,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go"
 	awshttp "github.com/aws/smithy-go/transport/http"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
@@ -202,10 +201,7 @@ func (r *Runner) refuse(name string, err error) {
 
 // mayTake says whether this instance may try an export now.
 func (r *Runner) mayTake(e *entry) bool {
-	if r.resting(e.ExportID) {
-		return false
-	}
-	return e.owner == "" || e.owner == r.Cluster.Member() || time.Since(e.UpdatedAt) > r.Timing.Takeover
+	return !r.resting(e.ExportID) && r.mayOpen(e)
 }
 
 func (r *Runner) resting(id identity.ID) bool {
@@ -274,7 +270,7 @@ func (r *Runner) work(ctx, work context.Context, j job) error {
 		log.Info("export let go", "reason", "stopping")
 		r.Metrics.lettings.WithLabelValues("stopping").Inc()
 		return nil
-	case isFenced(err):
+	case kafka.Fenced(err):
 		log.Warn("export let go", "reason", "fenced: another instance has opened it, or the broker has given up its transaction", "error", err)
 		r.Metrics.lettings.WithLabelValues("fenced").Inc()
 		r.letGo(j.id, true)
@@ -286,17 +282,6 @@ func (r *Runner) work(ctx, work context.Context, j job) error {
 		return nil
 	}
 	return fmt.Errorf("export %s: %w", j.id, err)
-}
-
-// isFenced says that somebody else has opened the export since, or the broker has given up
-// a transaction of ours.
-func isFenced(err error) bool {
-	for _, fenced := range []error{kerr.ProducerFenced, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping, kerr.InvalidTxnState} {
-		if errors.Is(err, fenced) {
-			return true
-		}
-	}
-	return false
 }
 
 // take waits this instance's moment, and unless another was faster, owns the export until
@@ -506,13 +491,9 @@ func (x *exporting) people() (*filter.Node, audience.Moment, error) {
 		return nil, at, nil
 	}
 	for _, segment := range n.Segments() {
-		pin := event.SegmentPin{SegmentID: segment}
-		if v, ok := x.Definitions.Head(definitions.KindSegment, segment); ok {
-			s, err := definitions.DecodeSegment(v)
-			if err != nil {
-				return nil, at, &Failure{err.Error()}
-			}
-			pin = s.Pin(segment)
+		pin, err := x.Definitions.Pin(segment)
+		if err != nil {
+			return nil, at, &Failure{err.Error()}
 		}
 		at.Segments = append(at.Segments, pin)
 	}
@@ -658,23 +639,12 @@ func away(err error) error {
 // commit writes what is known of the export.
 func (x *exporting) commit(work context.Context, next event.Export) error {
 	next.UpdatedAt = time.Now().UTC().Truncate(time.Microsecond)
-	err := func() error {
-		if err := x.client.BeginTransaction(); err != nil {
-			return err
-		}
-		record, err := x.Cluster.Record(topic.Exports, next.ExportID.String(), &next)
-		if err != nil {
-			return err
-		}
-		record.Headers = append(record.Headers, kgo.RecordHeader{Key: headerOwner, Value: []byte(x.Cluster.Member())})
-		// On a failure it is not aborted here: the client could open the id again to do so.
-		if err := kafka.ProduceSync(work, x.client, record); err != nil {
-			return err
-		}
-		return x.client.EndTransaction(work, kgo.TryCommit)
-	}()
+	record, err := x.Cluster.Owned(topic.Exports, next.ExportID.String(), &next)
+	if err == nil {
+		err = kafka.Transact(work, x.client, record)
+	}
 	if err != nil {
-		if !isFenced(err) {
+		if !kafka.Fenced(err) {
 			err = fault.Transient(err)
 		}
 		return fmt.Errorf("writing the progress of export %s: %w", next.ExportID, err)

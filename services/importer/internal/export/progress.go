@@ -14,9 +14,6 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
-// headerOwner names the member that wrote a record, as for imports.
-const headerOwner = "owner"
-
 // entry is what is known of one export. It is replaced, never changed.
 type entry struct {
 	event.Export
@@ -46,11 +43,7 @@ func newProgress(c *kafka.Cluster, log *slog.Logger) *progress {
 		case err != nil:
 			return err
 		}
-		for _, h := range r.Headers {
-			if h.Key == headerOwner {
-				e.owner = string(h.Value)
-			}
-		}
+		e.owner = kafka.Owner(r)
 		if exports.Ended(e.State) {
 			e.Definition, e.Columns, e.Files = "", nil, nil // nobody reads on from here
 		}
