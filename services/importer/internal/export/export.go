@@ -6,7 +6,6 @@
 package export
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -510,24 +509,31 @@ func (x *exporting) write(ctx context.Context, q query, columns []column, progre
 	defer s.abort()
 	reading, stop := context.WithCancel(ctx)
 	defer stop()
-	pages, spare := make(chan *sorter), make(chan *sorter, 2)
-	spare <- newSorter(sortBytes)
-	spare <- newSorter(sortBytes)
+	pages := make(chan (<-chan page))
+	spare := make(chan *sorter, atOnce)
+	for range atOnce {
+		spare <- newSorter(sortBytes)
+	}
 	read := make(chan error, 1)
 	go func() {
 		defer close(pages)
-		read <- x.read(reading, q, pages, spare)
+		read <- x.read(reading, q, columns, pages, spare)
 	}()
 	var err error
 	rows := newReader(columns)
-	for page := range pages {
+	for next := range pages {
+		p := <-next
 		if err == nil {
-			if err = s.page(rows, page, progress); err != nil {
-				stop() // and take what is still handed over
-			}
+			err = p.err
 		}
-		page.close()
-		spare <- page
+		if err == nil {
+			err = s.page(rows, p.rows, progress)
+		}
+		if err != nil {
+			stop() // and take what is still handed over
+		}
+		p.rows.close()
+		spare <- p.rows
 	}
 	if failed := <-read; err == nil {
 		err = failed
@@ -542,59 +548,96 @@ func (x *exporting) write(ctx context.Context, q query, columns []column, progre
 	return asked(ctx, away(err))
 }
 
-// read asks for all rows, in several parts if they can be told apart by their ids.
-func (x *exporting) read(ctx context.Context, q query, pages chan<- *sorter, spare <-chan *sorter) error {
-	parts := []query{q}
-	if q.ranges {
-		ids := newSorter(1 << 20)
-		defer ids.close()
-		if err := x.ask(ctx, query{sql: boundaries}, func(id, _ []byte) error { return ids.add(id, id) }); err != nil {
-			return err
+// atOnce is how many parts of an answer are in memory: one that is written, and those being read.
+const atOnce = 3
+
+// page is a part of an answer.
+type page struct {
+	rows *sorter
+	err  error
+}
+
+// read asks for all rows, in several parts if they can be told apart by their ids, and hands the parts on in their order.
+func (x *exporting) read(ctx context.Context, q query, columns []column, pages chan<- (<-chan page), spare <-chan *sorter) error {
+	part := func(q query, done func(bytes int)) error {
+		var rows *sorter
+		select {
+		case rows = <-spare:
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
-		parts = nil
-		lo := ""
-		if err := ids.each(func(id []byte) error {
-			parts = append(parts, q.between(lo, string(id)))
-			lo = string(id)
-			return nil
+		ready := make(chan page, 1)
+		go func() {
+			packed, bytes := newPacker(columns), 0
+			err := x.ask(ctx, q, func(a *answer) error {
+				for i := range a.rows {
+					row := packed.row(a, i)
+					bytes += len(row)
+					if err := rows.add(a.columns[0].text(i), row); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			done(bytes)
+			ready <- page{rows, err}
+		}()
+		pages <- ready
+		return nil
+	}
+	if !q.ranges {
+		return part(q, func(int) {})
+	}
+	var ids []string
+	if err := x.ask(ctx, boundaries, func(a *answer) error {
+		for i := range a.rows {
+			ids = append(ids, string(a.columns[0].text(i)))
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	slices.Sort(ids)
+	ids = append(slices.Compact(ids), "") // no end
+	// A range has as many of the ids as fit into memory, judging by those that were read before.
+	var mu sync.Mutex
+	bytes, passed, some := 0, 0, 16
+	for lo, at := "", 0; at < len(ids); lo = ids[at-1] {
+		mu.Lock()
+		if passed > 0 {
+			some = min(max(1, sortBytes*2/3*passed/max(1, bytes)), 512)
+		}
+		mu.Unlock()
+		n := min(some, len(ids)-at)
+		at += n
+		if err := part(q.between(lo, ids[at-1]), func(size int) {
+			mu.Lock()
+			defer mu.Unlock()
+			bytes, passed = bytes+size, passed+n
 		}); err != nil {
 			return err
-		}
-		parts = append(parts, q.between(lo, ""))
-	}
-	for _, part := range parts {
-		page := <-spare
-		if err := x.ask(ctx, part, page.add); err != nil {
-			page.close()
-			return err
-		}
-		select {
-		case pages <- page:
-		case <-ctx.Done():
-			page.close()
-			return context.Cause(ctx)
 		}
 	}
 	return nil
 }
 
-// ask hands over the rows of an answer as they come.
-func (x *exporting) ask(ctx context.Context, q query, row func(key, row []byte) error) error {
-	answer, err := x.ClickHouse.Stream(ctx, q.sql+answered, q.params, nil)
+// ask hands over the blocks of an answer as they come.
+func (x *exporting) ask(ctx context.Context, q query, block func(*answer) error) error {
+	body, err := x.ClickHouse.Stream(ctx, q.sql+answered, q.params, nil)
 	if err != nil {
 		return err
 	}
-	defer answer.Close()
-	rows := &pairs{r: bufio.NewReaderSize(answer, 256<<10), answer: true}
+	defer body.Close()
+	a := newAnswer(body, q.types)
 	for {
-		switch err := rows.next(); err {
+		switch err := a.next(); err {
 		case nil:
 		case io.EOF:
 			return nil
 		default:
 			return err
 		}
-		if err := row(rows.key, rows.row); err != nil {
+		if err := block(a); err != nil {
 			return err
 		}
 	}

@@ -1,15 +1,19 @@
 package export
 
 import (
-	"bufio"
 	"bytes"
+	"encoding/binary"
 	"encoding/csv"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -253,33 +257,123 @@ func TestAJSONTextIsReadBack(t *testing.T) {
 
 func TestAnAnswerThatIsCutOffIsNoEnd(t *testing.T) {
 	t.Parallel()
-	row := append([]byte{3, 'a', 'b', 'c', 0}, make([]byte, 8)...)
-	whole := append([]byte{1, 'k', byte(len(row))}, row...)
+	columns := []column{
+		{name: "a", kind: kindJSON, required: true, sql: []string{"m", "n"}, maps: []kind{kindString, kindBool}},
+		{name: "b", kind: kindInt}, {name: "c", kind: kindFloat, required: true},
+	}
+	q := query{types: []string{"String"}}
+	for _, c := range columns {
+		q.types = append(q.types, c.types()...)
+	}
+	whole := native(q.types, [][]any{
+		{"k", map[string]any{"y": "\"", "a": "1"}, map[string]any{"b": true}, nil, 0.5},
+		{"l", map[string]any{}, map[string]any{}, int64(-1), 2.0},
+	})
 	for cut := range whole {
-		p := &pairs{r: bufio.NewReader(bytes.NewReader(whole[:cut])), answer: true}
 		want := io.ErrUnexpectedEOF
 		if cut == 0 {
 			want = io.EOF
 		}
-		require.Equal(t, want, p.next(), cut)
+		require.Equal(t, want, newAnswer(iotest.OneByteReader(bytes.NewReader(whole[:cut])), q.types).next(), cut)
 	}
-	p := &pairs{r: bufio.NewReader(bytes.NewReader(whole)), answer: true}
-	require.NoError(t, p.next())
-	require.Equal(t, "k", string(p.key))
-	require.Equal(t, row, p.row)
-	require.Equal(t, io.EOF, p.next())
-	p = &pairs{r: bufio.NewReader(bytes.NewReader([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 1})), answer: true}
-	require.ErrorIs(t, p.next(), errBroken)
+	a := newAnswer(iotest.OneByteReader(bytes.NewReader(append(whole, whole...))), q.types)
+	var row []byte
+	for range 2 {
+		require.NoError(t, a.next())
+		require.Equal(t, 2, a.rows)
+		require.Equal(t, "l", string(a.columns[0].text(1)))
+		packed, r := newPacker(columns), newReader(columns)
+		row = bytes.Clone(packed.row(a, 0))
+		cells, err := r.row(row)
+		require.NoError(t, err)
+		require.Equal(t, `{"a":"1","b":true,"y":"\""}`, string(cells[0].text))
+		require.True(t, cells[1].null)
+		require.Equal(t, 0.5, cells[2].float)
+		cells, err = r.row(packed.row(a, 1))
+		require.NoError(t, err)
+		require.Equal(t, `{}`, string(cells[0].text))
+		require.Equal(t, cell{int: -1}, cells[1])
+		require.Equal(t, 2.0, cells[2].float)
+	}
+	require.Equal(t, io.EOF, a.next())
 
-	columns := []column{{"a", kindString, true, "", readString}, {"b", kindInt, false, "", readNullableInt}}
+	for name, broken := range map[string][]byte{
+		"an error instead of a block": []byte("Code: 241. DB::Exception: Memory limit exceeded"),
+		"another type":                native([]string{"Int64"}, [][]any{{int64(1)}}),
+		"more columns":                native([]string{"String", "String"}, [][]any{{"a", "b"}}),
+		"too many rows":               {1, 0xff, 0xff, 0xff, 0xff, 0xff, 1},
+		"too long a text":             append(native([]string{"String"}, [][]any{{}})[:2], "\x01a\x06String\xff\xff\xff\xff\x01"...),
+	} {
+		require.ErrorIs(t, newAnswer(bytes.NewReader(broken), []string{"String"}).next(), errBroken, name)
+	}
+
 	for cut := range row {
 		_, err := newReader(columns).row(row[:cut])
 		require.ErrorIs(t, err, errBroken, cut)
 	}
 	_, err := newReader(columns).row(append(row, 0))
 	require.ErrorIs(t, err, errBroken, "more than a row")
-	_, err = newReader(columns).row(row)
-	require.NoError(t, err)
+}
+
+// native is a block as ClickHouse writes it in the format Native.
+func native(types []string, rows [][]any) []byte {
+	text := func(b []byte, s string) []byte { return append(binary.AppendUvarint(b, uint64(len(s))), s...) }
+	var column func(b []byte, kind string, values []any) []byte
+	column = func(b []byte, kind string, values []any) []byte {
+		if inner, ok := strings.CutPrefix(kind, "Nullable("); ok {
+			for _, v := range values {
+				if v == nil {
+					b = append(b, 1)
+				} else {
+					b = append(b, 0)
+				}
+			}
+			kind = strings.TrimSuffix(inner, ")")
+		}
+		if inner, ok := strings.CutPrefix(kind, "Map(String, "); ok {
+			var keys, inside []any
+			for _, v := range values {
+				m := v.(map[string]any)
+				for _, k := range slices.Backward(slices.Sorted(maps.Keys(m))) { // in no order that would be of use
+					keys, inside = append(keys, k), append(inside, m[k])
+				}
+				b = binary.LittleEndian.AppendUint64(b, uint64(len(keys)))
+			}
+			return column(column(b, "String", keys), strings.TrimSuffix(inner, ")"), inside)
+		}
+		for _, v := range values {
+			switch kind {
+			case "String":
+				s, _ := v.(string)
+				b = text(b, s)
+			case "Int64":
+				n, _ := v.(int64)
+				b = binary.LittleEndian.AppendUint64(b, uint64(n))
+			case "Float64":
+				f, _ := v.(float64)
+				b = binary.LittleEndian.AppendUint64(b, math.Float64bits(f))
+			case "Bool":
+				n := byte(0)
+				if v == true {
+					n = 1
+				}
+				b = append(b, n)
+			}
+		}
+		return b
+	}
+	b := binary.AppendUvarint(nil, uint64(len(types)))
+	b = binary.AppendUvarint(b, uint64(len(rows)))
+	for i, kind := range types {
+		var values []any
+		for _, row := range rows {
+			if i < len(row) {
+				values = append(values, row[i])
+			}
+		}
+		b = column(text(text(b, fmt.Sprint("c", i)), kind), kind, values)
+	}
+	return b
 }
 
 // Whatever fits into memory, the order is the same.
@@ -290,6 +384,9 @@ func TestRowsAreSortedInMemoryAndOnDisk(t *testing.T) {
 		var want []string
 		for i := range 2000 {
 			key := fmt.Sprint(i * 7919 % 2000)
+			if i%3 == 0 {
+				key = "1000000000" + key // alike for longer than is compared at once
+			}
 			want = append(want, key)
 			require.NoError(t, s.add([]byte(key), []byte("row "+key)))
 		}

@@ -74,8 +74,13 @@ func newParquet(columns []column, compression string, w io.Writer, most int64) *
 	options := []parquet.WriterOption{
 		schemaOf(columns),
 		parquet.CreatedBy("hikyaku", "1", ""),
-		parquet.DataPageStatistics(true),
+		parquet.DataPageStatistics(false),                    // the column index has them
 		parquet.MaxRowsPerRowGroup(maxGroupRows + chunkRows), // it is ended here
+	}
+	for _, c := range columns {
+		if c.kind == kindJSON {
+			options = append(options, parquet.SkipPageBounds(c.name)) // of no use to anybody
+		}
 	}
 	switch compression {
 	case definition.CompressionGzip:

@@ -17,28 +17,55 @@ import (
 type column struct {
 	name     string
 	kind     kind
-	required bool   // it always has a value
-	sql      string // what is selected for it; one expression or several
-	read     func(*reader, *cell)
+	required bool     // it always has a value
+	sql      []string // what is selected for it; several for the maps of one object
+	maps     []kind   // what the values of these maps are, if it is a JSON object made of maps
 }
 
-// query is what ClickHouse is asked: for each row a key, by which the rows are sorted, and the row
-// itself in the format RowBinary.
+// types are what ClickHouse calls what is selected for it.
+func (c *column) types() []string {
+	of := func(k kind) string {
+		switch k {
+		case kindInt, kindTime:
+			return "Int64"
+		case kindFloat:
+			return "Float64"
+		case kindBool:
+			return "Bool"
+		}
+		return "String"
+	}
+	if c.maps == nil && c.required {
+		return []string{of(c.kind)}
+	} else if c.maps == nil {
+		return []string{"Nullable(" + of(c.kind) + ")"}
+	}
+	var all []string
+	for _, k := range c.maps {
+		all = append(all, "Map(String, "+of(k)+")")
+	}
+	return all
+}
+
+// query is what ClickHouse is asked: for each row a key, by which the rows are sorted, and what the
+// columns are made of.
 type query struct {
 	sql    string
+	types  []string
 	params map[string]string
 	ranges bool // it may be asked for ranges of user_id, one after the other
 }
 
-// answered is how an answer comes.
-const answered = " FORMAT RowBinary"
+// answered is how an answer comes. Larger blocks are not faster.
+const answered = " SETTINGS max_block_size = 8192, max_threads = 1 FORMAT Native"
 
-// boundaries asks for about one id in so many, between which lie ranges that are read one after the other.
-const boundaries = "SELECT user_id, '' FROM profiles WHERE cityHash64(user_id) % 65536 = 0"
+// boundaries asks for about one id in 2,048, for some of them more than once. Between some of them lie ranges
+// that are read one after the other.
+var boundaries = query{sql: "SELECT user_id FROM profile_rows WHERE cityHash64(user_id) % 2048 = 0", types: []string{"String"}}
 
 // between is the query for the ids above lo and up to hi, which is the last range if it is empty.
 func (q query) between(lo, hi string) query {
-	out := query{sql: q.sql + " WHERE user_id > {lo:String}", params: maps.Clone(q.params)}
+	out := query{sql: q.sql + " WHERE user_id > {lo:String}", types: q.types, params: maps.Clone(q.params)}
 	out.params["lo"] = lo
 	if hi != "" {
 		out.sql += " AND user_id <= {hi:String}"
@@ -84,20 +111,20 @@ func (b *binder) all(q audience.Query) string {
 // columnsOf are the columns of an export; its parameters come first.
 func columnsOf(e *definition.Export, b *binder) []column {
 	hex := func(name string) column {
-		return column{name, kindString, true, "lower(hex(" + name + "))", readString}
+		return column{name: name, kind: kindString, required: true, sql: []string{"lower(hex(" + name + "))"}}
 	}
 	text := func(name string) column {
-		return column{name, kindString, false, "nullIf(CAST(" + name + ", 'String'), '')", readNullableString}
+		return column{name: name, kind: kindString, sql: []string{"nullIf(CAST(" + name + ", 'String'), '')"}}
 	}
 	micros := func(name string) column {
-		return column{name, kindTime, true, "toUnixTimestamp64Micro(" + name + ")", readInt}
+		return column{name: name, kind: kindTime, required: true, sql: []string{"toUnixTimestamp64Micro(" + name + ")"}}
 	}
-	user := column{"user_id", kindString, true, "user_id", readString}
+	user := column{name: "user_id", kind: kindString, required: true, sql: []string{"user_id"}}
 	switch e.What {
 	case definition.WhatOutcomes:
 		return []column{
 			hex("outcome_id"), hex("message_id"), hex("run_id"), text("campaign_id"), user, text("channel"), text("outcome"),
-			{"attempt", kindInt, true, "toInt64(attempt)", readInt}, text("reason"), text("detail"), micros("occurred_at"), text("provider"), text("provider_id"),
+			{name: "attempt", kind: kindInt, required: true, sql: []string{"toInt64(attempt)"}}, text("reason"), text("detail"), micros("occurred_at"), text("provider"), text("provider_id"),
 		}
 	case definition.WhatEngagement:
 		return []column{
@@ -107,11 +134,15 @@ func columnsOf(e *definition.Export, b *binder) []column {
 	}
 	// Maps with LowCardinality keys take several times as long, to sort and to write.
 	object := func(name string) column {
-		return column{name, kindJSON, true, "CAST(" + name + ", 'Map(String, String)')", readMap}
+		return column{name: name, kind: kindJSON, required: true, sql: []string{"CAST(" + name + ", 'Map(String, String)')"}, maps: []kind{kindString}}
 	}
 	columns := []column{user}
 	if len(e.Attributes) == 0 {
-		columns = append(columns, column{"attributes", kindJSON, true, "attr_string, attr_int, attr_float, attr_bool, attr_time, attr_json", readAttributes})
+		columns = append(columns, column{
+			name: "attributes", kind: kindJSON, required: true,
+			sql:  []string{"attr_string", "attr_int", "attr_float", "attr_bool", "attr_time", "attr_json"},
+			maps: []kind{kindString, kindInt, kindFloat, kindBool, kindTime, kindJSON},
+		})
 	}
 	for _, name := range e.AttributeNames() {
 		columns = append(columns, attribute(name, e.Attributes[name], b.bind(name)))
@@ -121,7 +152,7 @@ func columnsOf(e *definition.Export, b *binder) []column {
 
 // attribute is the column of one attribute. A value of another type is left out.
 func attribute(name, kind, bound string) column {
-	from := func(sources ...string) string {
+	from := func(sources ...string) []string {
 		var sql strings.Builder
 		sql.WriteString("multiIf(")
 		for _, m := range sources {
@@ -132,33 +163,34 @@ func attribute(name, kind, bound string) column {
 			fmt.Fprintf(&sql, "mapContains(%s, %s), %s, ", m, bound, value)
 		}
 		sql.WriteString("NULL)")
-		return sql.String()
+		return []string{sql.String()}
 	}
 	switch kind {
 	case definition.TypeInt:
-		return column{name, kindInt, false, from("attr_int"), readNullableInt}
+		return column{name: name, kind: kindInt, sql: from("attr_int")}
 	case definition.TypeDecimal:
-		return column{name, kindFloat, false, from("attr_float", "attr_int"), readNullableFloat}
+		return column{name: name, kind: kindFloat, sql: from("attr_float", "attr_int")}
 	case definition.TypeBool:
-		return column{name, kindBool, false, from("attr_bool"), readNullableBool}
+		return column{name: name, kind: kindBool, sql: from("attr_bool")}
 	case definition.TypeTime:
-		return column{name, kindTime, false, from("attr_time"), readNullableInt}
+		return column{name: name, kind: kindTime, sql: from("attr_time")}
 	case definition.TypeJSON:
-		return column{name, kindJSON, false, from("attr_json"), readNullableString}
+		return column{name: name, kind: kindJSON, sql: from("attr_json")}
 	}
-	return column{name, kindString, false, from("attr_string"), readNullableString}
+	return column{name: name, kind: kindString, sql: from("attr_string")}
 }
 
 // queryOf makes the query of an export. Filter is that of its audience or segment, else nil.
 func queryOf(e *definition.Export, n *filter.Node, at audience.Moment) (query, []column, error) {
 	b := &binder{params: map[string]string{}}
 	columns := columnsOf(e, b)
-	selected := make([]string, len(columns))
-	for i, c := range columns {
-		selected[i] = c.sql
+	var selected []string
+	q := query{types: []string{"String"}, params: b.params}
+	for _, c := range columns {
+		selected = append(selected, c.sql...)
+		q.types = append(q.types, c.types()...)
 	}
-	q := query{params: b.params}
-	row := "formatRow('RowBinary', " + strings.Join(selected, ", ") + ") FROM "
+	row := strings.Join(selected, ", ") + " FROM "
 	switch e.What {
 	case definition.WhatOutcomes, definition.WhatEngagement:
 		table, id := "outcomes", "outcome_id"

@@ -40,13 +40,145 @@ type cell struct {
 // instant is the time of a cell of kindTime.
 func (c *cell) instant() time.Time { return time.UnixMicro(c.int).UTC() }
 
-// reader takes rows apart that ClickHouse has written in the format RowBinary.
+// packer makes rows of the blocks of an answer: the cells one after the other, each that may be
+// without a value with a byte before it that is 1 if it is.
+type packer struct {
+	columns []column
+	shapes  []shape // by column
+	b       []byte
+	object  []byte
+}
+
+// shape is the members of a JSON object made of maps. Most rows have that of the row before.
+type shape struct {
+	names   [][]byte // as the maps have them, one after the other
+	counts  []int    // by map
+	members []member // sorted by name
+}
+
+type member struct {
+	head     []byte // what stands before its value, with the name
+	of, item int    // which entry of which map it is
+}
+
+func newPacker(columns []column) *packer {
+	return &packer{columns: columns, shapes: make([]shape, len(columns))}
+}
+
+// row returns a row of a block, good until the next call. Its first column is not of the row,
+// but what it is sorted by.
+func (p *packer) row(a *answer, i int) []byte {
+	p.b = p.b[:0]
+	vectors := a.columns[1:]
+	for n := range p.columns {
+		c := &p.columns[n]
+		if c.maps != nil {
+			p.text(p.joined(n, vectors[:len(c.maps)], i))
+			vectors = vectors[len(c.maps):]
+			continue
+		}
+		v := &vectors[0]
+		vectors = vectors[1:]
+		if !c.required {
+			if v.isNull(i) {
+				p.b = append(p.b, 1)
+				continue
+			}
+			p.b = append(p.b, 0)
+		}
+		switch c.kind {
+		case kindString, kindJSON:
+			p.text(v.text(i))
+		case kindBool:
+			p.b = append(p.b, v.data[i])
+		default:
+			p.b = append(p.b, v.data[8*i:8*i+8]...)
+		}
+	}
+	return p.b
+}
+
+func (p *packer) text(text []byte) {
+	p.b = append(binary.AppendUvarint(p.b, uint64(len(text))), text...)
+}
+
+// joined is the entries of a column's maps as one JSON object, sorted by name.
+func (p *packer) joined(column int, maps []vector, i int) []byte {
+	kinds, s := p.columns[column].maps, &p.shapes[column]
+	if !s.fits(maps, i) {
+		s.take(maps, i)
+	}
+	if len(s.members) == 0 {
+		return []byte("{}")
+	}
+	p.object = p.object[:0]
+	for n := range s.members {
+		e := &s.members[n]
+		p.object = append(p.object, e.head...)
+		v := maps[e.of].values
+		from, _ := maps[e.of].entries(i)
+		at := from + e.item
+		var c cell
+		switch kinds[e.of] {
+		case kindString, kindJSON:
+			c.text = v.text(at)
+		case kindBool:
+			c.int = int64(v.data[at])
+		case kindFloat:
+			c.float = math.Float64frombits(uint64(v.number(at)))
+		default:
+			c.int = v.number(at)
+		}
+		p.object = appendJSON(p.object, kinds[e.of], &c)
+	}
+	p.object = append(p.object, '}')
+	return p.object
+}
+
+func (s *shape) fits(maps []vector, i int) bool {
+	if len(s.counts) != len(maps) {
+		return false
+	}
+	names := s.names
+	for m := range maps {
+		from, to := maps[m].entries(i)
+		if to-from != s.counts[m] {
+			return false
+		}
+		for ; from < to; from++ {
+			if !bytes.Equal(maps[m].keys.text(from), names[0]) {
+				return false
+			}
+			names = names[1:]
+		}
+	}
+	return true
+}
+
+func (s *shape) take(maps []vector, i int) {
+	s.names, s.counts, s.members = s.names[:0], s.counts[:0], s.members[:0]
+	for m := range maps {
+		from, to := maps[m].entries(i)
+		s.counts = append(s.counts, to-from)
+		for n := from; n < to; n++ {
+			name := bytes.Clone(maps[m].keys.text(n))
+			s.names = append(s.names, name)
+			s.members = append(s.members, member{head: name, of: m, item: n - from})
+		}
+	}
+	slices.SortStableFunc(s.members, func(x, y member) int { return bytes.Compare(x.head, y.head) })
+	before := byte('{')
+	for n := range s.members {
+		s.members[n].head = append(appendJSONString([]byte{before}, s.members[n].head), ':')
+		before = ','
+	}
+}
+
+// reader takes rows apart that packer has made.
 type reader struct {
 	columns []column
 	b       []byte // what is left of the row
-	text    []byte // JSON that is put together
 	cells   []cell
-	values  []named // of a JSON object being put together
 	broken  bool
 }
 
@@ -56,11 +188,25 @@ func newReader(columns []column) *reader {
 
 // row returns the cells of a row, good until the next call. The error is errBroken.
 func (r *reader) row(b []byte) ([]cell, error) {
-	r.b, r.text = b, r.text[:0]
+	r.b = b
 	for i := range r.columns {
-		c := &r.cells[i]
+		c, column := &r.cells[i], &r.columns[i]
 		*c = cell{}
-		r.columns[i].read(r, c)
+		if !column.required {
+			if c.null = r.byte() != 0; c.null {
+				continue
+			}
+		}
+		switch column.kind {
+		case kindString, kindJSON:
+			c.text = r.string()
+		case kindBool:
+			c.int = int64(r.byte())
+		case kindFloat:
+			c.float = math.Float64frombits(uint64(r.int64()))
+		default:
+			c.int = r.int64()
+		}
 	}
 	if r.broken || len(r.b) > 0 {
 		return nil, errBroken
@@ -86,110 +232,21 @@ func (r *reader) byte() byte {
 	return 0
 }
 
-func (r *reader) uvarint() uint64 {
-	v, n := binary.Uvarint(r.b)
-	if n <= 0 {
+func (r *reader) string() []byte {
+	n, size := binary.Uvarint(r.b)
+	if size <= 0 {
 		r.broken, r.b = true, nil
-		return 0
+		return nil
 	}
-	r.b = r.b[n:]
-	return v
+	r.b = r.b[size:]
+	return r.take(n)
 }
-
-func (r *reader) string() []byte { return r.take(r.uvarint()) }
 
 func (r *reader) int64() int64 {
 	if b := r.take(8); b != nil {
 		return int64(binary.LittleEndian.Uint64(b))
 	}
 	return 0
-}
-
-// null reads whether a Nullable has no value.
-func (r *reader) null() bool { return r.byte() != 0 }
-
-// The ways in which columns come.
-
-func readString(r *reader, c *cell) { c.text = r.string() }
-
-func readNullableString(r *reader, c *cell) {
-	if c.null = r.null(); !c.null {
-		c.text = r.string()
-	}
-}
-
-func readInt(r *reader, c *cell) { c.int = r.int64() }
-
-func readNullableInt(r *reader, c *cell) {
-	if c.null = r.null(); !c.null {
-		c.int = r.int64()
-	}
-}
-
-func readNullableFloat(r *reader, c *cell) {
-	if c.null = r.null(); !c.null {
-		c.float = math.Float64frombits(uint64(r.int64()))
-	}
-}
-
-func readNullableBool(r *reader, c *cell) {
-	if c.null = r.null(); !c.null {
-		c.int = int64(r.byte())
-	}
-}
-
-// named is one entry of a JSON object.
-type named struct {
-	name []byte
-	cell cell
-	kind kind
-}
-
-// entries reads a Map. Its values are what read makes of them.
-func (r *reader) entries(k kind, read func(*reader, *cell)) {
-	for n := r.uvarint(); n > 0 && !r.broken; n-- {
-		r.values = append(r.values, named{name: r.string(), kind: k})
-		read(r, &r.values[len(r.values)-1].cell)
-	}
-}
-
-func readBool(r *reader, c *cell)  { c.int = int64(r.byte()) }
-func readFloat(r *reader, c *cell) { c.float = math.Float64frombits(uint64(r.int64())) }
-
-// readAttributes reads the six maps of a profile's attributes as one JSON object.
-func readAttributes(r *reader, c *cell) {
-	r.values = r.values[:0]
-	r.entries(kindString, readString)
-	r.entries(kindInt, readInt)
-	r.entries(kindFloat, readFloat)
-	r.entries(kindBool, readBool)
-	r.entries(kindTime, readInt)
-	r.entries(kindJSON, readString)
-	r.object(c)
-}
-
-// readMap reads a Map of strings as a JSON object.
-func readMap(r *reader, c *cell) {
-	r.values = r.values[:0]
-	r.entries(kindString, readString)
-	r.object(c)
-}
-
-// object writes what was read last as JSON, sorted by name.
-func (r *reader) object(c *cell) {
-	slices.SortFunc(r.values, func(a, b named) int { return bytes.Compare(a.name, b.name) })
-	at := len(r.text)
-	r.text = append(r.text, '{')
-	for i := range r.values {
-		if i > 0 {
-			r.text = append(r.text, ',')
-		}
-		v := &r.values[i]
-		r.text = append(appendJSONString(r.text, v.name), ':')
-		r.text = appendJSON(r.text, v.kind, &v.cell)
-	}
-	r.text = append(r.text, '}')
-	c.text = r.text[at:len(r.text):len(r.text)]
 }
 
 // appendJSON writes a value that is not null.
@@ -228,11 +285,19 @@ func appendFloat(b []byte, f float64) []byte {
 	return b
 }
 
+// unescaped are the bytes that stand in JSON as they are, and alone make UTF-8.
+var unescaped = func() (plain [256]bool) {
+	for c := byte(' '); c < utf8.RuneSelf; c++ {
+		plain[c] = c != '"' && c != '\\'
+	}
+	return plain
+}()
+
 // appendJSONString writes a text in quotes. Bytes that are no UTF-8 become U+FFFD.
 func appendJSONString(b, s []byte) []byte {
 	plain := true
 	for _, c := range s {
-		if c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf {
+		if !unescaped[c] {
 			plain = false
 			break
 		}

@@ -3,6 +3,7 @@ package export
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"container/heap"
 	"encoding/binary"
 	"errors"
@@ -13,7 +14,7 @@ import (
 )
 
 // sortBytes is how much of an answer is sorted in memory; more goes to a file in sorted runs.
-const sortBytes = 16 << 20
+const sortBytes = 24 << 20
 
 // sorter brings rows into the order of their keys. ClickHouse could, but it merges sorted blocks
 // row by row, over all columns, which takes several times as long.
@@ -26,7 +27,10 @@ type sorter struct {
 }
 
 // span is where a row lies in memory: its key, then its content.
-type span struct{ at, key, end int }
+type span struct {
+	at, key, end int
+	first        uint64 // the first bytes in which the keys differ, set to sort
+}
 
 type run struct{ from, to int64 }
 
@@ -40,12 +44,36 @@ func (s *sorter) add(key, row []byte) error {
 	}
 	at := len(s.b)
 	s.b = append(append(s.b, key...), row...)
-	s.rows = append(s.rows, span{at, at + len(key), len(s.b)})
+	s.rows = append(s.rows, span{at: at, key: at + len(key), end: len(s.b)})
 	return nil
 }
 
+// sort compares 8 bytes behind what all keys begin with, and whole keys only where these are equal.
 func (s *sorter) sort() {
-	slices.SortFunc(s.rows, func(x, y span) int { return bytes.Compare(s.b[x.at:x.key], s.b[y.at:y.key]) })
+	if len(s.rows) == 0 {
+		return
+	}
+	common := s.b[s.rows[0].at:s.rows[0].key]
+	for _, r := range s.rows {
+		key := s.b[r.at:r.key]
+		n := 0
+		for n < min(len(common), len(key)) && common[n] == key[n] {
+			n++
+		}
+		common = common[:n]
+	}
+	for i := range s.rows {
+		r := &s.rows[i]
+		var first [8]byte
+		copy(first[:], s.b[r.at+len(common):r.key])
+		r.first = binary.BigEndian.Uint64(first[:])
+	}
+	slices.SortFunc(s.rows, func(x, y span) int {
+		if x.first != y.first {
+			return cmp.Compare(x.first, y.first)
+		}
+		return bytes.Compare(s.b[x.at:x.key], s.b[y.at:y.key])
+	})
 }
 
 // spill writes what is in memory to the file.
@@ -144,17 +172,14 @@ func (m *merge) Pop() any {
 	return last
 }
 
-// pairs reads rows as two strings: the key, and the row itself. An answer in the format RowBinary
-// has the lengths before each, a run of a sorter before both.
+// pairs reads a run of a sorter: for each row the lengths of key and content, then both.
 type pairs struct {
 	r        *bufio.Reader
-	answer   bool
 	memory   []byte
 	key, row []byte
 }
 
-// maxRowBytes is more than any row has: a record has at most 1 MiB. It bounds what a
-// broken answer can claim.
+// maxRowBytes is more than any row has: a record has at most 1 MiB.
 const maxRowBytes = 64 << 20
 
 var errBroken = errors.New("the answer of ClickHouse is not what was asked for")
@@ -168,22 +193,16 @@ func (p *pairs) next() error {
 	if err != nil {
 		return err
 	}
-	if p.answer {
-		if err := p.fill(0, key); err != nil {
-			return err
-		}
-	}
 	row, err := p.length()
 	if err != nil {
 		return err
 	}
-	if p.answer {
-		err = p.fill(key, row)
-	} else {
-		err = p.fill(0, key+row)
+	p.memory = slices.Grow(p.memory[:0], key+row)[:key+row]
+	if _, err := io.ReadFull(p.r, p.memory); err != nil {
+		return unexpected(err)
 	}
 	p.key, p.row = p.memory[:key], p.memory[key:]
-	return err
+	return nil
 }
 
 func (p *pairs) length() (int, error) {
@@ -195,12 +214,6 @@ func (p *pairs) length() (int, error) {
 		return 0, errBroken
 	}
 	return int(n), nil
-}
-
-func (p *pairs) fill(at, n int) error {
-	p.memory = slices.Grow(p.memory[:at], n)[:at+n]
-	_, err := io.ReadFull(p.r, p.memory[at:])
-	return unexpected(err)
 }
 
 // unexpected is an error in the middle of a row.
