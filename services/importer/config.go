@@ -40,7 +40,7 @@ type Config struct {
 	PollInterval     time.Duration `env:"POLL_INTERVAL, default=2s" help:"how often work is looked for: imports that others have left, and new objects unless LIST_INTERVAL is longer"`
 	ListInterval     time.Duration `env:"LIST_INTERVAL, default=0s" help:"how often the prefixes of the import specs are listed; 0s is every minute with a queue, else every POLL_INTERVAL"`
 	ImportsAtOnce    int           `env:"IMPORTS_AT_ONCE, default=2" unit:"imports" help:"large objects read at the same time, and as many that are smaller than TRANSACTION_BYTES; each needs about four times that of memory"`
-	MaxAhead         time.Duration `env:"MAX_AHEAD, default=4s" help:"how far large objects run ahead of the audience-resolver and the event-collector, in time that these need to catch up, so that what comes after them, small objects and unsubscriptions among it, need not wait until they are loaded; 0s is as far as they can"`
+	MaxAhead         time.Duration `env:"MAX_AHEAD, default=2s" help:"how far large objects run ahead of the audience-resolver and the event-collector, in time that these need to catch up, so that what comes after them, small objects and unsubscriptions among it, need not wait until they are loaded; 0s is as far as they can"`
 	ExportsAtOnce    int           `env:"EXPORTS_AT_ONCE, default=1" unit:"exports" help:"written at the same time; each needs about 100 MiB of memory"`
 	TransactionBytes int           `env:"TRANSACTION_BYTES, default=8388608" unit:"bytes" help:"records committed together with the progress; a transaction must take less than 2 s"`
 }
