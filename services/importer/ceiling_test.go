@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -21,7 +22,7 @@ import (
 
 // The two halves of an import, each alone, for scripts/bench import: it starts the
 // servers, and says where they are by the importer's own settings, and by
-// BENCH_SPEC the file of the import spec. One object lies under its prefix.
+// BENCH_SPEC the file of the import spec. One object of BENCH_ROWS rows lies under its prefix.
 
 // BenchmarkCeilingParse reads, maps and encodes the object as an import does.
 // Nothing is published.
@@ -49,7 +50,8 @@ func BenchmarkCeilingPublish(b *testing.B) {
 		bytes += n.bytes
 		return bytes < publishedBytes
 	})
-	all := i.at.SizeBytes * kept[len(kept)-1].after.Rows / kept[len(kept)-1].after.OffsetBytes
+	all, err := strconv.ParseInt(os.Getenv("BENCH_ROWS"), 10, 64)
+	require.NoError(b, err)
 	b.ResetTimer()
 	before := used()
 	for b.Loop() {
@@ -90,6 +92,7 @@ func ceiling(b *testing.B) *importing {
 	require.NoError(b, err)
 	cfg, err := config.Load[Config](ctx, envconfig.OsLookuper())
 	require.NoError(b, err)
+	cfg.MaxAhead = 0 // nobody reads what is written
 	s, err := New(cfg, kafkatest.Telemetry(b, topic.Importer))
 	require.NoError(b, err)
 	require.NoError(b, s.cluster.Start(ctx))
@@ -102,6 +105,7 @@ func ceiling(b *testing.B) *importing {
 		}
 	}))
 	require.NotEmpty(b, i.at.Key)
+	i.pace = s.newPace(i.at.SizeBytes)
 	i.client, err = s.cluster.TransactionalProducer("import." + i.at.ImportID.String())
 	require.NoError(b, err)
 	b.Cleanup(i.client.Close)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -23,7 +24,7 @@ import (
 func imports(ctx context.Context, root string, args []string) (*result, error) {
 	flags := flag.NewFlagSet("import", flag.ContinueOnError)
 	rows := flags.Int64("rows", 2_000_000, "rows of all files of a step together")
-	format := flags.String("format", "csv", "csv or jsonl")
+	format := flags.String("format", "csv", "csv, jsonl, avro or parquet")
 	width := flags.Int("row-bytes", 0, "bytes of a row, if that is more than its columns need")
 	atOnce := flags.String("imports", "1,2,4", "imports at once, one step for each number")
 	rounds := flags.Int("rounds", 2, "how often everything is measured; the best of each counts")
@@ -39,20 +40,25 @@ func imports(ctx context.Context, root string, args []string) (*result, error) {
 		}
 		b.steps = append(b.steps, n)
 	}
-	var err error
-	if b.objects.rows, err = rowsIn(*format, *width); err != nil {
-		return nil, err
-	}
 	if *width < 0 || *width > 100_000 {
 		return nil, fmt.Errorf("rows of %d bytes: up to 100000", *width)
 	}
 	if *rows < 1 || *rows > 999_999_999 || *rounds < 1 {
 		return nil, fmt.Errorf("%d rows, %d rounds: 1 to 999999999 rows, at least one round", *rows, *rounds)
 	}
+	var err error
 	if b.dir, err = os.MkdirTemp("", "hikyaku-bench-"); err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(b.dir)
+	switch *format {
+	case "avro", "parquet":
+		b.objects.of = &binaryFiles{format: *format, dir: b.dir, made: map[int64]*io.SectionReader{}}
+	default:
+		if b.objects.of, err = rowsIn(*format, *width); err != nil {
+			return nil, err
+		}
+	}
 	if b.profiles != "" {
 		if b.profiles, err = filepath.Abs(b.profiles); err != nil {
 			return nil, err
@@ -130,7 +136,7 @@ func (b *importBench) run(endpoint string, rounds int) (*result, error) {
 	b.children.env = map[string]string{
 		"KAFKA_BROKERS": addr["kafka"], "SCHEMA_REGISTRY_URL": "http://" + addr["registry"], "CLICKHOUSE_URL": "http://" + addr["clickhouse"],
 		"AWS_ENDPOINT_URL_S3": endpoint, "AWS_ACCESS_KEY_ID": "hikyaku", "AWS_SECRET_ACCESS_KEY": "hikyaku-embedded", "AWS_REGION": "us-east-1", "S3_BUCKET": benchBucket,
-		"ALLOW_INSECURE_DEFAULTS": "true", "POLL_INTERVAL": "100ms", "BENCH_SPEC": filepath.Join(b.dir, "spec.yaml"),
+		"ALLOW_INSECURE_DEFAULTS": "true", "POLL_INTERVAL": "100ms", "BENCH_SPEC": filepath.Join(b.dir, "spec.yaml"), "BENCH_ROWS": strconv.FormatInt(b.total, 10),
 	}
 	if err := os.WriteFile(filepath.Join(b.dir, "spec.yaml"), []byte(fmt.Sprintf(importSpec, b.format)), 0o644); err != nil {
 		return nil, err
@@ -152,8 +158,7 @@ func (b *importBench) run(endpoint string, rounds int) (*result, error) {
 	first := b.best[stepName(b.steps[0])]
 	r := &result{Rate: first.rate, Unit: "rows/s", PeakRSSMiB: first.peak}
 	r.against(ceiling, "1 / (1/parse + 1/publish), each alone")
-	b.table(ceiling, rounds)
-	return r, nil
+	return r, b.table(ceiling, rounds)
 }
 
 func stepName(n int) string { return strconv.Itoa(n) + " at once" }
@@ -298,10 +303,13 @@ profile:
 segment: {id: everybody}
 `
 
-func (b *importBench) table(ceiling float64, rounds int) {
+func (b *importBench) table(ceiling float64, rounds int) error {
 	w := os.Stderr
-	width := len(b.objects.rows.row)
-	fmt.Fprintf(w, "\n%d rows of %d bytes, %s, %.2f GB; the best of %d rounds\n\n", b.total, width, b.format, float64(b.objects.rows.size(b.total))/1e9, rounds)
+	all, err := b.objects.of.object(b.total)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "\n%d %s, %s, %.2f GB; the best of %d rounds\n\n", b.total, b.objects.of.describe(), b.format, float64(all.Size())/1e9, rounds)
 	fmt.Fprintf(w, "%-12s %10s %8s %8s %18s %18s %14s\n", "", "rows/s", "ratio", "of one", "importer µs/row", "embedded µs/row", "importer MiB")
 	for _, half := range []string{"parse", "publish"} {
 		fmt.Fprintf(w, "%-12s %10.0f %8s %8s %18.2f\n", half, b.best[half].rate, "", "", b.best[half].importer)
@@ -312,4 +320,5 @@ func (b *importBench) table(ceiling float64, rounds int) {
 		m := b.best[stepName(n)]
 		fmt.Fprintf(w, "%-12s %10.0f %8.2f %8.2f %18.2f %18.2f %14.0f\n", stepName(n), m.rate, m.rate/ceiling, m.rate/one, m.importer, m.embedded, m.peak)
 	}
+	return nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/xml"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -19,6 +20,12 @@ type rowsOf struct {
 	points int    // where five digits stand
 }
 
+// contents are files of any number of rows.
+type contents interface {
+	object(rows int64) (*io.SectionReader, error)
+	describe() string
+}
+
 var cities = []string{"Tokyo", "Osaka", "Kyoto", "Paris", "Milan", "Delhi", "Dubai", "Lagos"}
 
 // rowsIn are the rows of a format, at least so many bytes long: the text of one column is
@@ -32,7 +39,7 @@ func rowsIn(format string, width int) (rowsOf, error) {
 	case "jsonl":
 		r.row = `{"id":"user-#########","city":"@@@@@","plan":"gold","points":%%%%%,"likes":"Chocolate","since":"2025-01-02","language":"en-GB","visits":9,"news":true}` + "\n"
 	default:
-		return r, fmt.Errorf("no rows of format %q: csv or jsonl", format)
+		return r, fmt.Errorf("no rows of format %q: csv, jsonl, avro or parquet", format)
 	}
 	if short := width - len(r.row); short > 0 {
 		r.row = strings.Replace(r.row, "Chocolate", "Chocolate"+strings.Repeat(" and more", short/9+1)[:short], 1)
@@ -41,7 +48,12 @@ func rowsIn(format string, width int) (rowsOf, error) {
 	return r, nil
 }
 
-func (r rowsOf) size(rows int64) int64 { return int64(len(r.header)) + rows*int64(len(r.row)) }
+// object is the file of so many rows.
+func (r rowsOf) object(rows int64) (*io.SectionReader, error) {
+	return io.NewSectionReader(textOf{r}, 0, int64(len(r.header))+rows*int64(len(r.row))), nil
+}
+
+func (r rowsOf) describe() string { return fmt.Sprintf("rows of %d bytes", len(r.row)) }
 
 // append adds row i, from 0, to p.
 func (r rowsOf) append(p []byte, i int64) []byte {
@@ -66,12 +78,31 @@ const (
 	objectETag  = `"made-from-row-numbers"`
 )
 
+// textOf is the text of rows without end.
+type textOf struct{ rowsOf }
+
+// ReadAt makes the bytes from an offset on.
+func (t textOf) ReadAt(p []byte, from int64) (int, error) {
+	n := 0
+	head := int64(len(t.header))
+	if from < head {
+		n = copy(p, t.header[from:])
+	}
+	width := int64(len(t.row))
+	var made []byte
+	for row := (from + int64(n) - head) / width; n < len(p); row++ {
+		made = t.append(made[:0], row)
+		n += copy(p[n:], made[from+int64(n)-head-row*width:])
+	}
+	return n, nil
+}
+
 // objects is an S3 server of objects made of rows, each called after the number of
 // its rows, such as imports/1/2000000.csv. It knows lists, heads and ranges, and takes what is
 // put into it without keeping it.
 type objects struct {
 	modified time.Time
-	rows     rowsOf
+	of       contents
 	keys     func() []string  // what a list shows
 	asked    func(key string) // is called when a range of it is asked for
 }
@@ -92,7 +123,7 @@ func (o *objects) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (o *objects) list(w http.ResponseWriter, prefix string) {
-	type content struct {
+	type entry struct {
 		Key, ETag, LastModified string
 		Size                    int64
 	}
@@ -100,11 +131,16 @@ func (o *objects) list(w http.ResponseWriter, prefix string) {
 		XMLName     xml.Name `xml:"ListBucketResult"`
 		Name        string
 		IsTruncated bool
-		Contents    []content
+		Contents    []entry
 	}{Name: benchBucket}
 	for _, key := range o.keys() {
 		if strings.HasPrefix(key, prefix) {
-			answer.Contents = append(answer.Contents, content{key, objectETag, o.modified.UTC().Format("2006-01-02T15:04:05.000Z"), o.rows.size(rowsNamed(key))})
+			content, err := o.of.object(rowsNamed(key))
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+				return
+			}
+			answer.Contents = append(answer.Contents, entry{key, objectETag, o.modified.UTC().Format("2006-01-02T15:04:05.000Z"), content.Size()})
 		}
 	}
 	w.Header().Set("Content-Type", "application/xml")
@@ -119,50 +155,15 @@ func rowsNamed(key string) int64 {
 }
 
 func (o *objects) object(w http.ResponseWriter, r *http.Request, key string) {
-	rows := rowsNamed(key)
-	from, to := int64(0), o.rows.size(rows)-1
-	w.Header().Set("ETag", objectETag)
-	w.Header().Set("Last-Modified", o.modified.UTC().Format(http.TimeFormat))
-	if part, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes="); ok {
-		if _, err := fmt.Sscanf(part, "%d-%d", &from, &to); err != nil || from > to || to >= o.rows.size(rows) {
-			w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
-			return
-		}
-		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to, o.rows.size(rows)))
-	}
-	w.Header().Set("Content-Length", strconv.FormatInt(to-from+1, 10))
-	if r.Method == http.MethodHead {
+	content, err := o.of.object(rowsNamed(key))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	o.asked(key)
-	if r.Header.Get("Range") != "" {
-		w.WriteHeader(http.StatusPartialContent)
+	if r.Method == http.MethodGet {
+		o.asked(key)
 	}
-	o.write(w, from, to+1)
-}
-
-// write writes the bytes of an object from one to before another.
-func (o *objects) write(w http.ResponseWriter, from, to int64) {
-	const chunk = 256 << 10
-	head := int64(len(o.rows.header))
-	width := int64(len(o.rows.row))
-	p := make([]byte, 0, chunk+2*width)
-	if from < head {
-		if _, err := w.Write([]byte(o.rows.header[from:min(to, head)])); err != nil {
-			return
-		}
-		from = head
-	}
-	for from < to {
-		row := (from - head) / width
-		begin := head + row*width
-		for p = p[:0]; len(p) < chunk && begin+int64(len(p)) < to; row++ {
-			p = o.rows.append(p, row)
-		}
-		part := p[from-begin : min(int64(len(p)), to-begin)]
-		if _, err := w.Write(part); err != nil {
-			return // whoever asked has gone
-		}
-		from += int64(len(part))
-	}
+	w.Header().Set("ETag", objectETag)
+	w.Header().Set("Content-Type", "application/octet-stream")
+	http.ServeContent(w, r, "", o.modified, content)
 }
