@@ -124,8 +124,9 @@ func (c *Cluster) groupOptions(group topic.Group, topics []topic.Name, keepContr
 		// a former self that still runs is fenced.
 		kgo.InstanceID(c.member),
 		kgo.SessionTimeout(c.cfg.SessionTimeout),
-		// Five lost heartbeats are a death, two are not.
-		kgo.HeartbeatInterval(c.cfg.SessionTimeout / 5),
+		// Five lost heartbeats are a death, two are not. That the group is rebalanced a member
+		// learns from its next one, so whoever has just restarted waits for that.
+		kgo.HeartbeatInterval(min(c.cfg.SessionTimeout/5, time.Second)),
 		kgo.RebalanceTimeout(rebalanceTimeout),
 		// Range puts partition i of all topics on one member. The defaults,
 		// cooperative-sticky and KIP-848, do not, and then a person's candidate
