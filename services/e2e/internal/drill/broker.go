@@ -50,7 +50,7 @@ func (d *drill) held(ctx context.Context, group string, m *member) (map[string][
 }
 
 // idle tells whether a member has its partitions and nothing in them is waiting, or
-// says what is. The last record of a partition may be a transaction's marker.
+// says what is. Markers of transactions, and what was aborted, wait for nobody.
 func (d *drill) idle(group string, m *member) (bool, string) {
 	ctx, cancel := context.WithTimeout(d.ctx, 3*time.Second)
 	defer cancel()
@@ -77,12 +77,37 @@ func (d *drill) idle(group string, m *member) (bool, string) {
 		for _, p := range partitions {
 			c, ok := committed.Lookup(t, p)
 			end, there := ends.Lookup(t, p)
-			if !ok || !there || end.Err != nil || end.Offset-c.At > 1 {
+			if !ok || !there || end.Err != nil || end.Offset-c.At > 1 && !d.nothing(ctx, t, p, c.At, end.Offset) {
 				return false, fmt.Sprintf("group %s has passed %d of %d in %s/%d", group, c.At, end.Offset, t[len(d.namespace)+1:], p)
 			}
 		}
 	}
 	return true, ""
+}
+
+// nothing tells whether there is no committed record in a partition from one offset to before another,
+// which is that of the last marker or behind the last record.
+func (d *drill) nothing(ctx context.Context, name string, partition int32, from, to int64) bool {
+	cl, err := kgo.NewClient(kgo.SeedBrokers(d.brokers()...), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{name: {partition: kgo.NewOffset().At(from)}}))
+	if err != nil {
+		return false
+	}
+	defer cl.Close()
+	for {
+		fetches := cl.PollFetches(ctx)
+		if fetches.Err() != nil {
+			return false
+		}
+		for _, r := range fetches.Records() {
+			if !r.Attrs.IsControl() {
+				return false
+			}
+			if r.Offset >= to-1 {
+				return true
+			}
+		}
+	}
 }
 
 // claim is one partition's claim as the group's metadata has it.
