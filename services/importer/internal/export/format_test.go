@@ -296,6 +296,9 @@ func TestAnAnswerThatIsCutOffIsNoEnd(t *testing.T) {
 		require.Equal(t, 2.0, cells[2].float)
 	}
 	require.Equal(t, io.EOF, a.next())
+	a = newAnswer(io.MultiReader(bytes.NewReader(whole), iotest.ErrReader(io.ErrUnexpectedEOF)), q.types)
+	require.NoError(t, a.next())
+	require.Equal(t, io.ErrUnexpectedEOF, a.next(), "a connection that breaks between two blocks")
 
 	for name, broken := range map[string][]byte{
 		"an error instead of a block": []byte("Code: 241. DB::Exception: Memory limit exceeded"),

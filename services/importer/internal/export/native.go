@@ -37,10 +37,7 @@ func newAnswer(r io.Reader, types []string) *answer {
 
 // next reads a block, which is good until the next call; io.EOF after the last.
 func (a *answer) next() error {
-	if err := a.need(1); err != nil {
-		if err == io.ErrUnexpectedEOF {
-			return io.EOF
-		}
+	if err := a.fill(1); err != nil {
 		return err
 	}
 	a.left = blockBytes
@@ -178,15 +175,18 @@ func (a *answer) length() (int, error) {
 	}
 }
 
-// need makes at least n bytes be there, of which there are few.
-func (a *answer) need(n int) error {
+// need makes at least n bytes of a block be there, of which there are few.
+func (a *answer) need(n int) error { return unexpected(a.fill(n)) }
+
+// fill is need where the answer may end: io.EOF if it does.
+func (a *answer) fill(n int) error {
 	if len(a.b) >= n {
 		return nil
 	}
 	had := copy(a.memory, a.b)
 	got, err := io.ReadAtLeast(a.r, a.memory[had:], n-had)
 	a.b = a.memory[:had+got]
-	return unexpected(err)
+	return err
 }
 
 func (v *vector) isNull(i int) bool { return len(v.null) > 0 && v.null[i] != 0 }

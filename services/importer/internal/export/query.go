@@ -57,7 +57,7 @@ type query struct {
 }
 
 // answered is how an answer comes. Larger blocks are not faster.
-const answered = " SETTINGS max_block_size = 8192, max_threads = 1 FORMAT Native"
+const answered = " SETTINGS max_block_size = 8192 FORMAT Native"
 
 // boundaries asks for about one id in 2,048, for some of them more than once. Between some of them lie ranges
 // that are read one after the other.

@@ -34,13 +34,16 @@ type span struct {
 
 type run struct{ from, to int64 }
 
-func newSorter(most int) *sorter { return &sorter{most: most, b: make([]byte, 0, most)} }
+func newSorter(most int) *sorter { return &sorter{most: most} }
 
 func (s *sorter) add(key, row []byte) error {
 	if len(s.rows) > 0 && len(s.b)+len(key)+len(row) > s.most {
 		if err := s.spill(); err != nil {
 			return fmt.Errorf("sorting on disk: %w", err)
 		}
+	}
+	if s.b == nil {
+		s.b = make([]byte, 0, s.most)
 	}
 	at := len(s.b)
 	s.b = append(append(s.b, key...), row...)
