@@ -298,12 +298,13 @@ func TestTheFirstTransactionOfAClientIsCommitted(t *testing.T) {
 	ctx := contextOf(t)
 	first, err := c.Record(topic.Profiles, "first", &event.Profile{UserID: "first"})
 	require.NoError(t, err)
+	partition := first.Partition // read here: the client writes it
 	second := &kgo.Record{Topic: first.Topic, Key: []byte("second")}
 	held := make(chan struct{})
 	choose := kgo.BasicConsistentPartitioner(func(string) func(*kgo.Record, int) int {
 		return func(r *kgo.Record, _ int) int {
 			if r != second {
-				return int(r.Partition)
+				return int(partition)
 			}
 			<-held
 			return -1 // it is not produced
@@ -336,7 +337,7 @@ func TestTheFirstTransactionOfAClientIsCommitted(t *testing.T) {
 	close(both)
 	kafkatest.Eventually(t, func() bool {
 		ends, err := c.HighWatermarks(ctx, topic.Profiles)
-		return err == nil && ends[topic.Profiles][first.Partition] == 1
+		return err == nil && ends[topic.Profiles][partition] == 1
 	}, "the first record is not acknowledged")
 	select {
 	case err := <-ended: // it did not wait
