@@ -269,10 +269,9 @@ func (b *importBench) step(n int) error {
 			return fmt.Errorf("%s is %.0f after %d rows", name, counts[name], rows)
 		}
 	}
-	perRow := func(c cpu) float64 { return float64((c.user + c.system).Microseconds()) / float64(rows) }
 	b.keep(stepName(n), measured{
 		rate: float64(rows) / seconds, peak: peakMiB(p.cmd.Process.Pid),
-		importer: perRow(cpuTime(p.cmd.Process.Pid).since(before)), embedded: perRow(cpuTime(stack.cmd.Process.Pid).since(stackBefore)),
+		importer: perRow(cpuTime(p.cmd.Process.Pid).since(before), rows), embedded: perRow(cpuTime(stack.cmd.Process.Pid).since(stackBefore), rows),
 	})
 	return nil
 }
