@@ -618,12 +618,8 @@ func (l *personLoop) versions(campaignID string) (v schedule.Versions, missing s
 		return v, err.Error()
 	}
 	v.TemplateVersion, v.Channel = head.Number, template.Channel
-	for _, segment := range audience.Filter.Segments() {
-		pin, err := l.defs.Pin(segment)
-		if err != nil {
-			return v, err.Error()
-		}
-		v.Segments = append(v.Segments, pin)
+	if v.Segments, err = l.defs.Pins(audience.Filter.Segments()); err != nil {
+		return v, err.Error()
 	}
 	return v, ""
 }

@@ -83,14 +83,8 @@ func audienceNow(store *definitions.Store, id string) (*definition.Audience, aud
 	if err != nil {
 		return nil, at, err
 	}
-	for _, segment := range def.Filter.Segments() {
-		pin, err := store.Pin(segment)
-		if err != nil {
-			return nil, at, err
-		}
-		at.Segments = append(at.Segments, pin)
-	}
-	return def, at, nil
+	at.Segments, err = store.Pins(def.Filter.Segments())
+	return def, at, err
 }
 
 // mentionEmptySegments says what is easily overlooked: nobody is in a segment

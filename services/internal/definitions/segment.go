@@ -55,15 +55,21 @@ func DecodeSegment(v Version) (Segment, error) {
 	return s, nil
 }
 
-// Pin is what a run would keep of a segment now: nothing of one that no import has
-// filled yet. The error is for people: what makes it up cannot be read.
-func (s *Store) Pin(id string) (event.SegmentPin, error) {
-	if v, ok := s.Head(KindSegment, id); ok {
-		now, err := DecodeSegment(v)
-		return now.Pin(id), err
+// Pins are what a run would keep of segments now: nothing of one that no import has
+// filled yet. The error is for people: what makes one up cannot be read.
+func (s *Store) Pins(segments []string) (pins []event.SegmentPin, err error) {
+	for _, id := range segments {
+		pin := event.SegmentPin{SegmentID: id}
+		if v, ok := s.Head(KindSegment, id); ok {
+			now, err := DecodeSegment(v)
+			if err != nil {
+				return nil, err
+			}
+			pin = now.Pin(id)
+		} else if why := s.Unreadable(KindSegment, id, 0); why != "" {
+			return nil, fmt.Errorf("which imports make up segment %s cannot be read (%s)", id, why)
+		}
+		pins = append(pins, pin)
 	}
-	if why := s.Unreadable(KindSegment, id, 0); why != "" {
-		return event.SegmentPin{}, fmt.Errorf("which imports make up segment %s cannot be read (%s)", id, why)
-	}
-	return event.SegmentPin{SegmentID: id}, nil
+	return pins, nil
 }

@@ -489,17 +489,14 @@ func (x *exporting) people() (*filter.Node, audience.Moment, error) {
 	default:
 		return nil, at, nil
 	}
-	for _, segment := range n.Segments() {
-		pin, err := x.Definitions.Pin(segment)
-		if err != nil {
-			return nil, at, &Failure{err.Error()}
-		}
-		at.Segments = append(at.Segments, pin)
+	var err error
+	if at.Segments, err = x.Definitions.Pins(n.Segments()); err != nil {
+		return nil, at, &Failure{err.Error()}
 	}
 	return n, at, nil
 }
 
-// write does an attempt's files: while one part of the answer is written, the next is read and sorted.
+// write does an attempt's files: while one part of the answer is sorted and written, the next ones are read.
 func (x *exporting) write(ctx context.Context, q query, columns []column, progress *written) error {
 	// Whatever lies there is of an attempt that sealed nothing, and never will.
 	if err := x.bucket().clear(ctx, x.at.Folder, nil); err != nil {
