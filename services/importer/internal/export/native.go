@@ -192,18 +192,15 @@ func (a *answer) fill(n int) error {
 func (v *vector) isNull(i int) bool { return len(v.null) > 0 && v.null[i] != 0 }
 
 func (v *vector) text(i int) []byte {
-	from := 0
-	if i > 0 {
-		from = v.ends[i-1]
-	}
-	return v.data[from:v.ends[i]]
+	from, to := v.span(i)
+	return v.data[from:to]
 }
 
 // number is the value of an integer; the bits of a Float64.
 func (v *vector) number(i int) int64 { return int64(binary.LittleEndian.Uint64(v.data[8*i:])) }
 
-// entries are where those of a map lie in keys and values.
-func (v *vector) entries(i int) (from, to int) {
+// span is where a text lies in data, or a map's entries in keys and values.
+func (v *vector) span(i int) (from, to int) {
 	if i > 0 {
 		from = v.ends[i-1]
 	}

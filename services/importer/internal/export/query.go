@@ -190,14 +190,14 @@ func queryOf(e *definition.Export, n *filter.Node, at audience.Moment) (query, [
 		selected = append(selected, c.sql...)
 		q.types = append(q.types, c.types()...)
 	}
-	row := strings.Join(selected, ", ") + " FROM "
+	from := strings.Join(selected, ", ") + " FROM "
 	switch e.What {
 	case definition.WhatOutcomes, definition.WhatEngagement:
 		table, id := "outcomes", "outcome_id"
 		if e.What == definition.WhatEngagement {
 			table, id = "engagements", "engagement_id"
 		}
-		q.sql = "SELECT concat(hex(run_id), hex(message_id), hex(" + id + ")), " + row + table
+		q.sql = "SELECT concat(hex(run_id), hex(message_id), hex(" + id + ")), " + from + table
 		switch {
 		case e.Run != "":
 			run, err := identity.Parse(e.Run)
@@ -210,7 +210,7 @@ func queryOf(e *definition.Export, n *filter.Node, at audience.Moment) (query, [
 		}
 		return q, columns, nil
 	}
-	q.sql = "SELECT user_id, " + row + "profiles"
+	q.sql = "SELECT user_id, " + from + "profiles"
 	if n == nil {
 		q.ranges = true
 		return q, columns, nil

@@ -116,7 +116,7 @@ func (p *packer) joined(column int, maps []vector, i int) []byte {
 		e := &s.members[n]
 		p.object = append(p.object, e.head...)
 		v := maps[e.of].values
-		from, _ := maps[e.of].entries(i)
+		from, _ := maps[e.of].span(i)
 		at := from + e.item
 		var c cell
 		switch kinds[e.of] {
@@ -141,7 +141,7 @@ func (s *shape) fits(maps []vector, i int) bool {
 	}
 	names := s.names
 	for m := range maps {
-		from, to := maps[m].entries(i)
+		from, to := maps[m].span(i)
 		if to-from != s.counts[m] {
 			return false
 		}
@@ -158,7 +158,7 @@ func (s *shape) fits(maps []vector, i int) bool {
 func (s *shape) take(maps []vector, i int) {
 	s.names, s.counts, s.members = s.names[:0], s.counts[:0], s.members[:0]
 	for m := range maps {
-		from, to := maps[m].entries(i)
+		from, to := maps[m].span(i)
 		s.counts = append(s.counts, to-from)
 		for n := from; n < to; n++ {
 			name := bytes.Clone(maps[m].keys.text(n))
