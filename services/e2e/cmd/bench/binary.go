@@ -67,7 +67,7 @@ type binaryRow struct {
 }
 
 func rowOf(i int64) binaryRow {
-	return binaryRow{fmt.Sprintf("user-%09d", i), cities[i%int64(len(cities))], "gold", 10_000 + i*7919%90_000, "Chocolate", "2025-01-02", "en-GB", 9, true}
+	return binaryRow{fmt.Sprintf("user-%09d", i), cityOf(i), "gold", pointsOf(i), "Chocolate", "2025-01-02", "en-GB", 9, true}
 }
 
 func writeParquet(w io.Writer, rows int64) error {

@@ -61,10 +61,15 @@ func (r rowsOf) append(p []byte, i int64) []byte {
 	p = append(p, r.row...)
 	row := p[from:]
 	digits(row[r.number:r.number+9], i)
-	copy(row[r.city:], cities[i%int64(len(cities))])
-	digits(row[r.points:r.points+5], 10_000+i*7919%90_000) // JSON numbers do not begin with 0
+	copy(row[r.city:], cityOf(i))
+	digits(row[r.points:r.points+5], pointsOf(i))
 	return p
 }
+
+func cityOf(row int64) string { return cities[row%int64(len(cities))] }
+
+// pointsOf has five digits: JSON numbers do not begin with 0.
+func pointsOf(row int64) int64 { return 10_000 + row*7919%90_000 }
 
 func digits(p []byte, n int64) {
 	for k := len(p) - 1; k >= 0; k-- {
