@@ -185,6 +185,24 @@ func TestASegmentIsItsImports(t *testing.T) {
 	require.JSONEq(t, `{"imports":[]}`, string(body), "a segment that no import makes up has no members")
 }
 
+// A segment is pinned as it is now; one that nobody has filled is empty, and one that cannot be
+// read is not taken for that.
+func TestASegmentThatCannotBeReadIsNotAnEmptyOne(t *testing.T) {
+	ctx, k, c, s := start(t)
+	id := identity.Hash("x")
+	body, err := definitions.Segment{Imports: []identity.ID{id}}.Encode()
+	require.NoError(t, err)
+	_, err = definitions.Write(ctx, c, "ada", []definitions.Change{change(definitions.KindSegment, "full", string(body), 0), change(definitions.KindSegment, "broken", string(body), 0)})
+	require.NoError(t, err)
+	k.Produce(t, &kgo.Record{Topic: topic.Definitions.In(c.Namespace()), Key: []byte(definitions.KindSegment + "/broken"), Value: []byte("not Avro")})
+	require.NoError(t, s.CaughtUp(ctx))
+	pins, err := s.Pins([]string{"full", "never filled"})
+	require.NoError(t, err)
+	require.Equal(t, []event.SegmentPin{{SegmentID: "full", ImportIDs: []identity.ID{id}}, {SegmentID: "never filled"}}, pins)
+	_, err = s.Pins([]string{"full", "broken"})
+	require.ErrorContains(t, err, "which imports make up segment broken cannot be read")
+}
+
 // What cannot be read concerns those who name it: everybody else goes on, and
 // applying it again mends it.
 func TestADefinitionThatCannotBeReadStopsNobodyElse(t *testing.T) {
