@@ -220,7 +220,6 @@ type drill struct {
 	incidents []*incident
 	snapshots []snapshot
 	settled   float64       // share of the audience
-	mailed    time.Time     // when the last mail was seen
 	slowest   time.Duration // from a file's drop to its report
 }
 

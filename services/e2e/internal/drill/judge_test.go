@@ -254,6 +254,23 @@ func TestPointsBelongToServicesThatKeepRunning(t *testing.T) {
 	require.Len(t, of, len(services()), "%v", of)
 }
 
+func TestEachSabotagedSenderDiesWithAnAnswerInHand(t *testing.T) {
+	t.Parallel()
+	for _, o := range []options{{kills: 5, instances: 1, sabotage: "claim"}, {kills: 1, instances: 3, points: true, sabotage: "claim"}} {
+		s := plan(o)
+		died := map[int]int{}
+		for _, a := range s.Armed {
+			if strings.HasPrefix(a.Point, "sender.answered#") {
+				died[a.Instance]++
+			}
+		}
+		require.Len(t, died, o.instances)
+		for i, n := range died {
+			require.GreaterOrEqual(t, n, 2, i)
+		}
+	}
+}
+
 func TestFlagsThatMakeNoSenseAreRefused(t *testing.T) {
 	t.Parallel()
 	for _, args := range []string{"--policy twice", "--people 5", "--instances 0", "--sabotage offsets", "--sabotage claim --kills 0", "--index x", "word"} {

@@ -87,6 +87,9 @@ func plan(o options) schedule {
 			round = round[1:]
 		}
 	}
+	if o.sabotage != "" {
+		s.Armed = append(s.Armed, inHand(random, o.instances)...)
+	}
 	if o.pause {
 		order := services()
 		random.Shuffle(len(order), func(a, b int) { order[a], order[b] = order[b], order[a] })
@@ -130,6 +133,22 @@ func arm(random *rand.Rand, o options) []armed {
 			n = 1 + n%3 // an import passes each once or a few times
 		}
 		out = append(out, armed{Service: service, Instance: random.IntN(o.instances), Point: fmt.Sprintf("%s#%d", p, n)})
+	}
+	return out
+}
+
+// deathsInHand is how often each sender dies with a mail's answer in hand when the
+// claim is sabotaged: twice, as one answer in a hundred is a rejection.
+const deathsInHand = 2
+
+// inHand draws when senders die between the mail server's answer and its outcome.
+// Only there the missing claim shows for sure: at a random moment of a short run
+// a sender may have nothing on its way.
+func inHand(random *rand.Rand, instances int) (out []armed) {
+	for range deathsInHand {
+		for i := range instances {
+			out = append(out, armed{Service: topic.Sender, Instance: i, Point: fmt.Sprintf("%s#%d", crash.Answered.Of(topic.GroupSender), 1+random.IntN(20))})
+		}
 	}
 	return out
 }
