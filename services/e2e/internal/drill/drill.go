@@ -40,7 +40,8 @@ const help = `drill sends a campaign to 50,000 people (to an outbox: nothing lea
   scripts/drill --instances 3 --pause        three of each; each service is also paused beyond the session timeout
   scripts/drill --policy at_least_once       whoever is not known to have got it is sent it again
   scripts/drill --points                     they die at named points of their code instead (test builds)
-  scripts/drill --sabotage claim             the sender's claim is switched off: the drill must fail and name who was hit twice
+  scripts/drill --sabotage claim             the sender's claim is switched off, and senders also die between an answer and its
+                                             outcome: the drill must fail and name who was hit twice
   scripts/drill --seed 42                    the same people, victims and shares of the run again
   scripts/drill --people 5000 --kills 5      under a minute
 

@@ -88,7 +88,8 @@ func plan(o options) schedule {
 		}
 	}
 	if o.sabotage != "" {
-		s.Armed = append(s.Armed, inHand(random, o.instances)...)
+		// First: a point that is never passed must not stand before them.
+		s.Armed = append(inHand(random, o.instances), s.Armed...)
 	}
 	if o.pause {
 		order := services()
