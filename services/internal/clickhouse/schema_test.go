@@ -111,7 +111,7 @@ func TestEveryTableViewAndColumnIsExplained(t *testing.T) {
 	if n := one[uint64](t, c, "SELECT count() FROM system.columns WHERE database = {d:String}", database); n < 200 {
 		t.Fatalf("only %d columns: the question is wrong", n)
 	}
-	for _, where := range one[[]string](t, c, "SELECT groupArray(table || '.' || name) FROM system.columns WHERE database = {d:String} AND comment = '' AND NOT startsWith(table, 'message_rows_from_')", database) {
+	for _, where := range one[[]string](t, c, "SELECT groupArray(table || '.' || name) FROM system.columns WHERE database = {d:String} AND comment = '' AND NOT match(table, '_rows_from_')", database) {
 		t.Errorf("column %s has no comment", where)
 	}
 	for _, where := range one[[]string](t, c, "SELECT groupArray(name) FROM system.tables WHERE database = {d:String} AND comment = '' AND engine != 'MaterializedView'", database) {
@@ -176,9 +176,14 @@ func history(rng *rand.Rand, run uuid.UUID, people int) (rows []tableRow) {
 		}
 		for range rng.IntN(3) {
 			kind := []string{"opened", "clicked", "unsubscribed"}[rng.IntN(3)]
-			add("engagement_rows", about(row{"engagement_id": id(message, offset), "kind": kind, "occurred_at": at()}))
+			hit, when := id(message, offset), at()
+			add("engagement_rows", about(row{"engagement_id": hit, "kind": kind, "occurred_at": when}))
+			label := []string{"human", "machine", "unknown"}[rng.IntN(3)]
+			rows = append(rows, tableRow{"engagement_label_rows", row{"classifier_version": uint32(1), "run_id": run, "message_id": message, "engagement_id": hit,
+				"kind": kind, "label": label, "occurred_at": when, "ingested_at": rows[len(rows)-1].row["ingested_at"], "kafka_offset": offset}})
 		}
 	}
+	rows = append(rows, tableRow{"classifier_rows", row{"version": uint32(1), "put_at": day0, "rules_sha256": "ab"}})
 	for range 3 {
 		add("run_rows", row{"run_id": run, "campaign_id": "autumn", "state": "sending", "note": fmt.Sprint(rng.IntN(100)), "segments": map[string][]uuid.UUID{"s": {run}}})
 		add("import_rows", row{"import_id": run, "state": "reading", "rows": rng.Int64N(100)})
