@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/classify"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
@@ -30,6 +31,8 @@ type Service struct {
 
 	conn *clickhouse.Conn // sink
 	sink *sink.Sink       // sink
+	// sink: every version, the one to go by last
+	classifiers []*classify.Classifier
 }
 
 // New validates and wires; it opens nothing.
@@ -39,6 +42,9 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{cfg: cfg, tel: tel, cluster: cluster}
+	if s.classifiers, err = classify.All(); err != nil {
+		return nil, err
+	}
 	if cfg.Has(RoleIntake) {
 		s.out = output.New(cluster, tel.Log)
 		if s.front, err = newFront(cfg, tel, s.out); err != nil {
@@ -57,7 +63,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 }
 
 func (s *Service) sinkInto(conn *clickhouse.Conn) {
-	s.conn, s.sink = conn, sink.New(s.cluster, conn, s.tel.Registry)
+	s.conn, s.sink = conn, sink.New(s.cluster, conn, s.tel.Registry, s.classifiers...)
 }
 
 // Run collects until ctx ends.

@@ -36,7 +36,7 @@ func text[T any](name string, get func(*T) string) column[T] {
 	return whole(name, func(r *row[T]) string { return get(&r.rec) })
 }
 
-func integer[T any, I int32 | int64](name string, get func(*T) I) column[T] {
+func integer[T any, I int32 | int64 | uint32](name string, get func(*T) I) column[T] {
 	return whole(name, func(r *row[T]) I { return get(&r.rec) })
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/classify"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
@@ -96,9 +97,12 @@ type Sink struct {
 }
 
 // New returns a sink whose metrics are registered with reg.
-func New(source Source, into Database, reg prometheus.Registerer) *Sink {
+// Hits are labelled by every one of the classifiers, of which the last is the one to
+// go by.
+func New(source Source, into Database, reg prometheus.Registerer, classifiers ...*classify.Classifier) *Sink {
 	events, profiles, members := newEventRows(), newProfileRows(), newSegmentMemberRows()
-	inputs, outcomes, engagements := newMessageInputRows(), newOutcomeRows(), newEngagementRows()
+	inputs, outcomes := newMessageInputRows(), newOutcomeRows()
+	engagements := &engagementRows{newEngagementRows(), newLabelRows(classifiers)}
 	imports := &importRows{newImportRows(), &undoneEvents{}}
 	runs := &runRows{newRunRows(), newRunShardRows(), newRunCounterRows()}
 	s := &Sink{
@@ -111,7 +115,7 @@ func New(source Source, into Database, reg prometheus.Registerer) *Sink {
 		// Facts before the books: run_balance compares both, and should not see a
 		// run's counters before the outcomes they were counted from. And an import is
 		// undone when its events are gone.
-		stores: []store{events, profiles, members, inputs, outcomes, engagements, imports.undone, imports, runs.shards, runs.counters, runs.states},
+		stores: []store{events, profiles, members, inputs, outcomes, engagements.table, engagements.labels, imports.undone, imports, runs.shards, runs.counters, runs.states},
 		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sink_rows_total", Help: "Rows inserted into ClickHouse, repeats included.",
 		}, []string{"table"}),
