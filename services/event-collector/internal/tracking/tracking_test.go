@@ -177,3 +177,25 @@ func FuzzLinks(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkClick(b *testing.B) {
+	keys := testKeys(b)
+	text, err := keys.Append(nil, "1", &token.Token{Purpose: token.Click, MessageID: identity.Hash("m"), RunID: identity.Hash("r"), Channel: "email", CampaignID: "autumn",
+		UserID: "user-1", Target: "https://shop.example/tea?size=100g", RequestedAt: time.Now()})
+	require.NoError(b, err)
+	h := New(Options{Keys: keys, HitTimeout: time.Second, AckTimeout: time.Second, Address: Truncated, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(),
+		Write: func(context.Context, ...output.Entry) error { return nil }})
+	mux := http.NewServeMux()
+	h.Register(mux)
+	r := httptest.NewRequestWithContext(b.Context(), http.MethodGet, "/c/"+string(text), nil)
+	r.RemoteAddr = "203.0.113.77:4711"
+	r.Header.Set("User-Agent", "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36")
+	b.ReportAllocs()
+	for b.Loop() {
+		w := httptest.NewRecorder()
+		mux.ServeHTTP(w, r)
+		if w.Code != http.StatusFound {
+			b.Fatal(w.Code)
+		}
+	}
+}
