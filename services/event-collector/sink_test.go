@@ -319,10 +319,11 @@ func TestTheEventsOfAnUndoneImportAreGoneAndMayComeAgain(t *testing.T) {
 
 var views = []string{"imports", "events", "profiles", "segment_members", "outcomes", "engagements", "message_inputs", "messages", "runs", "run_shards", "run_counters", "run_balance", "run_counts", "funnel"}
 
+// snapshot is all that the views say, but for the moment up to which they do.
 func snapshot(t testing.TB, conn *clickhouse.Conn) map[string]string {
 	out := map[string]string{}
 	for _, view := range views {
-		out[view] = strings.Join(lines(t, conn, "SELECT formatRow('JSONEachRow', *) AS line FROM "+view+" ORDER BY line"), "")
+		out[view] = strings.Join(lines(t, conn, "SELECT formatRow('JSONEachRow', * EXCEPT (complete_until)) AS line FROM "+view+" ORDER BY line"), "")
 	}
 	return out
 }
@@ -400,6 +401,7 @@ func TestClickHouseAwayIsWaitedForAndSaid(t *testing.T) {
 	}, "nobody says that ClickHouse is away")
 	require.Equal(t, r.Offset, s.Committed(t, topic.GroupSink)[topic.Events][r.Partition], "the offset waits for the row")
 	require.Empty(t, s.All(t, topic.DeadLettersCollector), "an outage is nobody's fault")
+	require.True(t, s.completeUntil().Before(r.Timestamp), "the freshness mark waits for the row")
 
 	away.off.Store(false)
 	s.waitUntilSunk()
@@ -421,6 +423,27 @@ func TestTheCommittedOffsetPassesMarkersAndAbortedTransactions(t *testing.T) {
 	}
 	s.waitUntilSunk()
 	require.Equal(t, []string{fmt.Sprint("user-", kgo.TryCommit)}, lines(t, s.conn, "SELECT user_id FROM profiles"))
+
+	written := time.Now()
+	kafkatest.Eventually(t, func() bool { return s.completeUntil().After(written) }, "the freshness mark does not pass what is stored, or idle partitions")
+	require.False(t, s.completeUntil().After(time.Now()))
+	require.Equal(t, []string{"{\"lag\":0}\n"}, lines(t, s.conn, "SELECT formatRow('JSONEachRow', lag) FROM freshness"))
+	of := "SELECT toString(passed_offset) || ' of ' || toString(end_offset) FROM sink_progress WHERE topic = 'profiles' ORDER BY partition"
+	var want []string
+	ends, err := s.writer.HighWatermarks(t.Context(), topic.Profiles)
+	require.NoError(t, err)
+	for p := range int32(len(ends[topic.Profiles])) {
+		want = append(want, fmt.Sprintf("%d of %[1]d", ends[topic.Profiles][p]))
+	}
+	require.Equal(t, want, lines(t, s.conn, of))
+	require.Equal(t, len(topic.ReadBy(topic.GroupSink)), len(lines(t, s.conn, "SELECT toString(topic) FROM topic_freshness")))
+}
+
+// completeUntil is what the view freshness says.
+func (s *stage) completeUntil() (at time.Time) {
+	s.t.Helper()
+	require.NoError(s.t, s.conn.QueryRow(s.t.Context(), "SELECT complete_until FROM freshness").Scan(&at))
+	return at
 }
 
 func TestATableThatIsMissingStopsTheLine(t *testing.T) {

@@ -184,6 +184,10 @@ func history(rng *rand.Rand, run uuid.UUID, people int) (rows []tableRow) {
 		}
 	}
 	rows = append(rows, tableRow{"classifier_rows", row{"version": uint32(1), "put_at": day0, "rules_sha256": "ab"}})
+	for p := range 2 {
+		rows = append(rows, tableRow{"sink_progress_rows", row{"topic": "outcomes", "partition": int32(p), "passed_offset": rng.Int64N(9), "end_offset": rng.Int64N(20),
+			"complete_until": day0.Add(time.Duration(rng.IntN(1e6)) * time.Millisecond), "looked_at": day0.Add(time.Duration(rng.IntN(1e6)) * time.Millisecond)}})
+	}
 	for range 3 {
 		add("run_rows", row{"run_id": run, "campaign_id": "autumn", "state": "sending", "note": fmt.Sprint(rng.IntN(100)), "segments": map[string][]uuid.UUID{"s": {run}}})
 		add("import_rows", row{"import_id": run, "state": "reading", "rows": rng.Int64N(100)})
