@@ -130,7 +130,7 @@ func Catalogue() []Topic {
 		{Name: Exports, Record: "Export", Key: "export_id", Cleanup: Compact, Retain: Forever,
 			Writers: []string{Console, Importer}, TableOf: []string{Importer, Console}},
 		{Name: ProfileUpdates, Record: "ProfilePatch", Key: "user_id", Person: true, Cleanup: Log, Retain: 14 * day,
-			Writers: []string{Importer, Collector}, Readers: []Group{GroupPersonLoop}},
+			Writers: []string{Importer, Collector, Console}, Readers: []Group{GroupPersonLoop}},
 		{Name: SegmentMembers, Record: "SegmentMember", Key: "user_id", Person: true, Cleanup: Log, Retain: 14 * day,
 			Writers: []string{Importer}, Readers: []Group{GroupPersonLoop, GroupSink}},
 		{Name: Events, Record: "Event", Key: "user_id", Person: true, Cleanup: Log, Retain: 14 * day,

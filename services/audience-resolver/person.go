@@ -407,7 +407,8 @@ func (l *personLoop) admit(ctx context.Context, b *batch, q *event.Candidate, at
 	}
 	now := b.timeOf(partition, &run)
 	address, consent := admit.Of(person.rec, run.Channel)
-	why := admit.Decide(admit.Question{Address: address, Consent: consent, Rule: run.Consent, Cancelled: run.CancelRequested})
+	why := admit.Decide(admit.Question{Address: address, Consent: consent, Suppressed: admit.SuppressedFor(person.rec, run.Channel, address),
+		Rule: run.Consent, Cancelled: run.CancelRequested})
 	if why == "" {
 		err = l.requestMessage(b, id, q, campaign, &run, person.rec, address, now, attempt, partition)
 	} else {

@@ -275,7 +275,7 @@ func classOf(outcomes []outcome) (class, reason string) {
 		switch o.name {
 		case "excluded":
 			return "excluded", o.reason
-		case "accepted":
+		case "accepted", "delivered", "bounced", "complained":
 			return "accepted", ""
 		}
 		r, ends := rank[o.name]
@@ -300,7 +300,7 @@ func TestTheClassOfAMessageIsTheRuleWhateverOrderItsOutcomesComeIn(t *testing.T)
 	c := clickhousetest.Open(t)
 	anOutcome := rapid.Custom(func(r *rapid.T) outcome {
 		return outcome{
-			name: rapid.SampledFrom([]string{"rendered", "rejected", "accepted", "deferred", "deferred", "failed", "uncertain", "uncertain", "expired", "cancelled", "parked", "replayed"}).Draw(r, "outcome"),
+			name: rapid.SampledFrom([]string{"rendered", "rejected", "accepted", "deferred", "deferred", "failed", "uncertain", "uncertain", "expired", "cancelled", "parked", "replayed", "delivered", "bounced", "complained", "delayed"}).Draw(r, "outcome"),
 			// Attempts of two digits, and what comes before the first: text must compare as numbers do.
 			attempt: rapid.SampledFrom([]int32{-1, 0, 1, 2, 9, 10, 11}).Draw(r, "attempt"),
 			reason:  rapid.SampledFrom([]string{"", "a", "b"}).Draw(r, "reason"),
