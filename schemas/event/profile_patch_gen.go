@@ -20,6 +20,7 @@ type ProfilePatch struct {
 	AccountID    *string            `json:"account_id"`
 	Undoes       string             `json:"undoes"` // set_by of the import whose changes to this person it takes back, import:<import_id>; such a patch sets nothing; empty of all others
 	Suppressions []SuppressionPatch `json:"suppressions"`
+	Erases       bool               `json:"erases"` // forget everything about the person; such a patch sets nothing
 }
 
 func (m *ProfilePatch) appendAvro(b []byte) []byte {
@@ -87,6 +88,7 @@ func (m *ProfilePatch) appendAvro(b []byte) []byte {
 		}
 	}
 	b = append(b, 0)
+	b = appendBool(b, m.Erases)
 	return b
 }
 
@@ -151,6 +153,7 @@ func (m *ProfilePatch) readAvro(r *reader) {
 			items[i].readAvro(r)
 		}
 	}
+	m.Erases = r.bool()
 }
 
 // SchemaName implements Record.
@@ -170,7 +173,7 @@ func (m *ProfilePatch) DecodeAvro(b []byte) error {
 }
 
 // schemaOfProfilePatch is profile_patch.v1.avsc.
-const schemaOfProfilePatch = `{"type":"record","name":"ProfilePatch","namespace":"hikyaku","doc":"a change to one profile","fields":[{"name":"user_id","type":"string"},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"addresses and consents: the later one wins"},{"name":"set_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"when it was received"},{"name":"set_by","type":"string","doc":"import:<import_id>, api:<write key name>, unsubscribe:<message_id>, undo:<import_id>, webhook:<source>, operator"},{"name":"only_if_set_by","type":["null","string"],"doc":"change only what this writer set last","default":null},{"name":"set","type":{"type":"array","items":{"type":"record","name":"NamedValue","doc":"one attribute or property; arrays of these are sorted by name","fields":[{"name":"name","type":"string"},{"name":"value","type":["null","boolean","long","double","string",{"type":"record","name":"Instant","doc":"a point in time as an attribute value","fields":[{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}}]},{"type":"record","name":"Json","doc":"an array or object as canonical JSON text","fields":[{"name":"text","type":"string"}]}]}]}}},{"name":"unset","type":{"type":"array","items":"string"}},{"name":"addresses","type":{"type":"array","items":{"type":"record","name":"AddressPatch","doc":"an empty address removes it","fields":[{"name":"channel","type":"string"},{"name":"address","type":"string"}]}}},{"name":"consents","type":{"type":"array","items":{"type":"record","name":"ConsentPatch","doc":"","fields":[{"name":"channel","type":"string"},{"name":"consent","type":"string","doc":"subscribed or unsubscribed"}]}}},{"name":"locale","type":["null","string"],"default":null},{"name":"time_zone","type":["null","string"],"default":null},{"name":"account_id","type":["null","string"],"default":null},{"name":"undoes","type":"string","doc":"set_by of the import whose changes to this person it takes back, import:<import_id>; such a patch sets nothing; empty of all others","default":""},{"name":"suppressions","type":{"type":"array","items":{"type":"record","name":"SuppressionPatch","doc":"the later one wins for each address; at the same moment the one that suppresses","fields":[{"name":"channel","type":"string"},{"name":"address","type":"string"},{"name":"reason","type":"string","doc":"bounced, complained; empty: lifted"}]}},"default":[]}]}`
+const schemaOfProfilePatch = `{"type":"record","name":"ProfilePatch","namespace":"hikyaku","doc":"a change to one profile","fields":[{"name":"user_id","type":"string"},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"addresses and consents: the later one wins"},{"name":"set_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"when it was received"},{"name":"set_by","type":"string","doc":"import:<import_id>, api:<write key name>, unsubscribe:<message_id>, undo:<import_id>, webhook:<source>, operator"},{"name":"only_if_set_by","type":["null","string"],"doc":"change only what this writer set last","default":null},{"name":"set","type":{"type":"array","items":{"type":"record","name":"NamedValue","doc":"one attribute or property; arrays of these are sorted by name","fields":[{"name":"name","type":"string"},{"name":"value","type":["null","boolean","long","double","string",{"type":"record","name":"Instant","doc":"a point in time as an attribute value","fields":[{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}}]},{"type":"record","name":"Json","doc":"an array or object as canonical JSON text","fields":[{"name":"text","type":"string"}]}]}]}}},{"name":"unset","type":{"type":"array","items":"string"}},{"name":"addresses","type":{"type":"array","items":{"type":"record","name":"AddressPatch","doc":"an empty address removes it","fields":[{"name":"channel","type":"string"},{"name":"address","type":"string"}]}}},{"name":"consents","type":{"type":"array","items":{"type":"record","name":"ConsentPatch","doc":"","fields":[{"name":"channel","type":"string"},{"name":"consent","type":"string","doc":"subscribed or unsubscribed"}]}}},{"name":"locale","type":["null","string"],"default":null},{"name":"time_zone","type":["null","string"],"default":null},{"name":"account_id","type":["null","string"],"default":null},{"name":"undoes","type":"string","doc":"set_by of the import whose changes to this person it takes back, import:<import_id>; such a patch sets nothing; empty of all others","default":""},{"name":"suppressions","type":{"type":"array","items":{"type":"record","name":"SuppressionPatch","doc":"the later one wins for each address; at the same moment the one that suppresses","fields":[{"name":"channel","type":"string"},{"name":"address","type":"string"},{"name":"reason","type":"string","doc":"bounced, complained; empty: lifted"}]}},"default":[]},{"name":"erases","type":"boolean","doc":"forget everything about the person; such a patch sets nothing","default":false}]}`
 
 // AddressPatch is an empty address removes it.
 type AddressPatch struct {
