@@ -2,6 +2,7 @@ package collector
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
@@ -49,11 +50,11 @@ func (c Config) Validate() error {
 	if !c.Has(RoleIntake) {
 		return nil
 	}
-	keys, err := intake.ParseKeys(string(c.Intake.WriteKeys))
+	keys, err := intake.ParseKeys(string(c.Intake.WriteKeys), c.Intake.WriteKeyRate)
 	if err != nil {
-		return config.Invalid("WRITE_KEYS", c.Intake.WriteKeys, "key, or name:key,name:key: "+err.Error())
+		return config.Invalid("WRITE_KEYS", c.Intake.WriteKeys, "key, or name:key,name:key:scope+scope: "+err.Error())
 	}
-	if _, public := keys.Name(InsecureWriteKey); public && !c.Tracking.Insecure {
+	if keys.Find(InsecureWriteKey) != nil && !c.Tracking.Insecure {
 		return config.Invalid("WRITE_KEYS", c.Intake.WriteKeys, "a write key of your own (or ALLOW_INSECURE_DEFAULTS=true on a laptop): everybody knows the default")
 	}
 	return nil
@@ -65,11 +66,14 @@ const InsecureWriteKey = "dev"
 
 // IntakeConfig is how the collector takes in what comes over HTTP.
 type IntakeConfig struct {
-	Addr        string        `env:"COLLECTOR_ADDR, default=127.0.0.1:8080" unit:"host:port" help:"where /v1, /c, /o and /u are served; TRACKING_URL must lead there"`
-	WriteKeys   config.Secret `env:"WRITE_KEYS, default=dev" help:"who may send events: one key, or several as name:key,name:key; the name stands in the records"`
-	AckTimeout  time.Duration `env:"INTAKE_ACK_TIMEOUT, default=5s" help:"how long a request waits for Kafka before it is answered with 503"`
-	HitTimeout  time.Duration `env:"TRACKING_HIT_TIMEOUT, default=1s" help:"how long a click or an open waits for Kafka before it is answered all the same"`
-	Concurrency int           `env:"INTAKE_CONCURRENCY, default=128" unit:"requests" help:"at most this many requests to /v1 are worked on at once; each holds up to 500 KiB"`
+	Addr         string        `env:"COLLECTOR_ADDR, default=127.0.0.1:8080" unit:"host:port" help:"where /v1, /c, /o and /u are served; TRACKING_URL must lead there"`
+	WriteKeys    config.Secret `env:"WRITE_KEYS, default=dev" help:"who may send events: one key, or several as name:key,name:key:scope+scope; the name stands in the records; the scopes are events and profiles, both if none is given"`
+	WriteKeyRate float64       `env:"WRITE_KEY_RATE, default=0" unit:"events/s" help:"what each write key may send on the average, a second's worth at once; beyond it 429; 0 is no limit"`
+	Origins      []string      `env:"INTAKE_ORIGINS, default=*" unit:"https://host" help:"the web pages that may send events, several with commas; * is all, as write keys in pages are public; off is none"`
+	AckTimeout   time.Duration `env:"INTAKE_ACK_TIMEOUT, default=5s" help:"how long a request waits for Kafka before it is answered with 503"`
+	HitTimeout   time.Duration `env:"TRACKING_HIT_TIMEOUT, default=1s" help:"how long a click or an open waits for Kafka before it is answered all the same"`
+	Concurrency  int           `env:"INTAKE_CONCURRENCY, default=512" unit:"requests" help:"at most this many requests to /v1 are worked on at once, when their bodies are there"`
+	MemoryMiB    int           `env:"INTAKE_MEMORY_MIB, default=64" unit:"MiB" help:"bodies of requests to /v1 that are read or worked on take this much at most; where there is no more, whoever sends slowest gives way"`
 }
 
 // Validate refuses settings that cannot work.
@@ -79,8 +83,14 @@ func (c IntakeConfig) Validate() error {
 		return config.Invalid("INTAKE_ACK_TIMEOUT", c.AckTimeout, "a duration above 0, at most 20s")
 	case c.HitTimeout <= 0 || c.HitTimeout > 20*time.Second:
 		return config.Invalid("TRACKING_HIT_TIMEOUT", c.HitTimeout, "a duration above 0, at most 20s")
+	case slices.ContainsFunc(c.Origins, func(o string) bool { return o != "*" && o != "off" && !strings.Contains(o, "://") }):
+		return config.Invalid("INTAKE_ORIGINS", strings.Join(c.Origins, ","), "origins such as https://shop.example, or *, or off")
 	case c.Concurrency < 1:
 		return config.Invalid("INTAKE_CONCURRENCY", c.Concurrency, "a number of requests above 0")
+	case c.MemoryMiB < 1:
+		return config.Invalid("INTAKE_MEMORY_MIB", c.MemoryMiB, "a number of MiB above 0")
+	case c.WriteKeyRate < 0:
+		return config.Invalid("WRITE_KEY_RATE", c.WriteKeyRate, "a number of events per second, or 0")
 	}
 	return nil
 }

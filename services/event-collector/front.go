@@ -33,13 +33,13 @@ func newFront(cfg Config, tel *telemetry.Telemetry, out *output.Writer) (*front,
 	if err != nil {
 		return nil, err
 	}
-	keys, err := intake.ParseKeys(string(cfg.Intake.WriteKeys))
+	keys, err := intake.ParseKeys(string(cfg.Intake.WriteKeys), cfg.Intake.WriteKeyRate)
 	if err != nil {
 		return nil, err
 	}
 	mux := http.NewServeMux()
-	intake.New(intake.Options{Keys: keys, Write: out.Write, AckTimeout: cfg.Intake.AckTimeout, Concurrency: cfg.Intake.Concurrency,
-		Registry: tel.Registry}).Register(mux)
+	intake.New(intake.Options{Keys: keys, Origins: cfg.Intake.Origins, Write: out.Write, AckTimeout: cfg.Intake.AckTimeout, Concurrency: cfg.Intake.Concurrency,
+		MemoryBytes: int64(cfg.Intake.MemoryMiB) << 20, Registry: tel.Registry}).Register(mux)
 	tracking.New(tracking.Options{Keys: links, Write: out.Write, HitTimeout: cfg.Intake.HitTimeout, AckTimeout: cfg.Intake.AckTimeout,
 		Log: tel.Log, Registry: tel.Registry}).Register(mux)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -49,6 +49,7 @@ func newFront(cfg Config, tel *telemetry.Telemetry, out *output.Writer) (*front,
 		}
 		_, _ = io.WriteString(w, "ok\n")
 	})
+	mux.Handle("/", intake.NotFound(mux))
 	return &front{addr: cfg.Intake.Addr, drain: cfg.Lifecycle.Drain, log: tel.Log, server: &http.Server{
 		Handler: mux,
 		// Whoever sends slowly must not hold a connection, or a request's turn, for
