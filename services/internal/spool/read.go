@@ -286,15 +286,17 @@ func (s *Spool) Advance(b Batch) error {
 	return nil
 }
 
-// Skip is Advance for all that was added up to a ticket, which has been waited for.
-func (s *Spool) Skip(t *Ticket) error {
+// Skip is Advance for all that was added up to a ticket, which has been waited for. It returns how many
+// records that were.
+func (s *Spool) Skip(t *Ticket) (records int, err error) {
 	for {
 		b, err := s.Next()
 		if err != nil {
-			return err
+			return 0, err
 		}
+		records += len(b.Entries)
 		if b.end == t.end {
-			return s.Advance(b)
+			return records, s.Advance(b)
 		}
 	}
 }
