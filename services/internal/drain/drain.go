@@ -22,6 +22,10 @@ const (
 	markEvery     = 200 * time.Millisecond
 )
 
+// BufferedRecords is what a producer's buffer must hold (kgo.MaxBufferedRecords): a window, and the batch
+// that goes beyond it.
+const BufferedRecords = 200_000
+
 // flight is a batch on its way.
 type flight struct {
 	batch  spool.Batch
@@ -33,7 +37,7 @@ type flight struct {
 // Run produces the spool's records in their order and returns nil when all that it found, up to an end
 // of the spool, are acknowledged by every in-sync replica. passed, if not nil, hears of how many, as the mark moves. After an
 // error the spool is as it was at the last mark; what was produced since is produced again by
-// the next call. The producer's buffer must hold windowRecords.
+// the next call. The producer's buffer must hold BufferedRecords.
 func Run(ctx context.Context, s *spool.Spool, c *kafka.Cluster, producer *kgo.Client, passed func(records int)) error {
 	defer s.Rewind()
 	var flights []*flight

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -53,7 +54,9 @@ func (s *Spool) survey() error {
 		}
 		g := &segment{number: number, bytes: info.Size()}
 		if number < s.mark.segment {
-			s.remove(g) // drained, and not removed in time
+			if s.lock != nil {
+				s.remove(g) // drained, and not removed in time
+			}
 			continue
 		}
 		s.segments = append(s.segments, g)
@@ -63,16 +66,39 @@ func (s *Spool) survey() error {
 		if i > 0 && g.number != s.segments[i-1].number+1 || i == 0 && s.mark.segment > 0 && g.number > s.mark.segment+1 {
 			return &CorruptError{File: s.segmentPath(g.number - 1), Reason: "it is missing"}
 		}
-		if i == len(s.segments)-1 {
+		last := i == len(s.segments)-1
+		if last && s.lock != nil {
 			if err := s.cutTail(g); err != nil {
 				return err
 			}
 		}
-		if err := s.count(g); err != nil {
+		err := s.count(g)
+		var short *CorruptError
+		if last && s.lock == nil && errors.As(err, &short) {
+			g.bytes, err = short.Offset, nil // somebody may be writing there
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// Look says what a spool holds, without opening it: another process may be using it. Errors: fs.ErrNotExist
+// if there is no spool; *CorruptError.
+func Look(dir string) (label string, st Stats, err error) {
+	s := &Spool{o: Options{Dir: dir, Log: slog.New(slog.DiscardHandler)}}
+	b, err := os.ReadFile(s.path("label"))
+	if err != nil {
+		return "", st, err
+	}
+	if s.mark, err = readMark(s.path("mark")); err != nil {
+		s.mark = position{} // as Open has it: all of it
+	}
+	if err := s.survey(); err != nil {
+		return "", st, err
+	}
+	return strings.TrimSuffix(string(b), "\n"), s.Stats(), nil
 }
 
 // count adds what a segment holds that is not drained, by its headers.
