@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
 	"github.com/hikyaku/hikyaku/services/internal/render"
+	"github.com/hikyaku/hikyaku/services/internal/spool"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
 
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/intake"
@@ -27,6 +29,7 @@ type Config struct {
 	ClickHouse clickhouse.Config
 	Tracking   render.Config
 	Intake     IntakeConfig
+	Spool      SpoolConfig
 	Sink       SinkConfig
 	Telemetry  telemetry.Config
 	Lifecycle  lifecycle.Config
@@ -70,8 +73,8 @@ type IntakeConfig struct {
 	WriteKeys    config.Secret `env:"WRITE_KEYS, default=dev" help:"who may send events: one key, or several as name:key,name:key:scope+scope; the name stands in the records; the scopes are events and profiles, both if none is given"`
 	WriteKeyRate float64       `env:"WRITE_KEY_RATE, default=0" unit:"events/s" help:"what each write key may send on the average, a second's worth at once; beyond it 429; 0 is no limit"`
 	Origins      []string      `env:"INTAKE_ORIGINS, default=*" unit:"https://host" help:"the web pages that may send events, several with commas; * is all, as write keys in pages are public; off is none"`
-	AckTimeout   time.Duration `env:"INTAKE_ACK_TIMEOUT, default=5s" help:"how long a request waits for Kafka before it is answered with 503"`
-	HitTimeout   time.Duration `env:"TRACKING_HIT_TIMEOUT, default=1s" help:"how long a click or an open waits for Kafka before it is answered all the same"`
+	AckTimeout   time.Duration `env:"INTAKE_ACK_TIMEOUT, default=500ms" help:"how long Kafka may take to acknowledge before everything goes into the spool"`
+	HitTimeout   time.Duration `env:"TRACKING_HIT_TIMEOUT, default=1s" help:"how long a click or an open waits for Kafka or the spool before it is answered all the same"`
 	Concurrency  int           `env:"INTAKE_CONCURRENCY, default=512" unit:"requests" help:"at most this many requests to /v1 are worked on at once, when their bodies are there"`
 	MemoryMiB    int           `env:"INTAKE_MEMORY_MIB, default=64" unit:"MiB" help:"bodies of requests to /v1 that are read or worked on take this much at most; where there is no more, whoever sends slowest gives way"`
 }
@@ -93,6 +96,30 @@ func (c IntakeConfig) Validate() error {
 		return config.Invalid("WRITE_KEY_RATE", c.WriteKeyRate, "a number of events per second, or 0")
 	}
 	return nil
+}
+
+// SpoolConfig is where the intake keeps what Kafka does not take in time.
+type SpoolConfig struct {
+	DataDir string `env:"HIKYAKU_DATA, default=.hikyaku" unit:"directory" help:"the spool lies in <directory>/<service>-<INSTANCE>/spool unless SPOOL_DIR is set; what is in it was acknowledged: the volume must outlive the process"`
+	Dir     string `env:"SPOOL_DIR" unit:"directory" help:"where intake keeps what Kafka has not acknowledged in time"`
+	MaxMiB  int    `env:"SPOOL_MAX_MIB, default=1024" unit:"MiB" help:"how large the spool may grow; then requests are answered with 503 until Kafka is back"`
+}
+
+// Validate refuses settings that cannot work.
+func (c SpoolConfig) Validate() error {
+	if c.MaxMiB < 1 || c.MaxMiB > 1<<20 {
+		return config.Invalid("SPOOL_MAX_MIB", c.MaxMiB, "a number of MiB from 1 to 1048576")
+	}
+	return nil
+}
+
+// spool is where an instance's spool is, and how large it may grow.
+func (c Config) spool(member string) spool.Options {
+	dir := c.Spool.Dir
+	if dir == "" {
+		dir = filepath.Join(c.Spool.DataDir, member, "spool")
+	}
+	return spool.Options{Dir: dir, Label: c.Kafka.Namespace, MaxBytes: int64(c.Spool.MaxMiB) << 20}
 }
 
 // SinkConfig is how the sink cuts its inserts.

@@ -28,6 +28,12 @@ type front struct {
 	listener net.Listener
 }
 
+// patience is how long a request waits until it is stored: far longer than Kafka may take and a
+// disk that works does.
+func (c IntakeConfig) patience() time.Duration {
+	return min(10*c.AckTimeout, c.AckTimeout+5*time.Second)
+}
+
 func newFront(cfg Config, tel *telemetry.Telemetry, out *output.Writer) (*front, error) {
 	links, err := cfg.Tracking.Keys()
 	if err != nil {
@@ -38,9 +44,9 @@ func newFront(cfg Config, tel *telemetry.Telemetry, out *output.Writer) (*front,
 		return nil, err
 	}
 	mux := http.NewServeMux()
-	intake.New(intake.Options{Keys: keys, Origins: cfg.Intake.Origins, Write: out.Write, AckTimeout: cfg.Intake.AckTimeout, Concurrency: cfg.Intake.Concurrency,
+	intake.New(intake.Options{Keys: keys, Origins: cfg.Intake.Origins, Write: out.Write, AckTimeout: cfg.Intake.patience(), Concurrency: cfg.Intake.Concurrency,
 		MemoryBytes: int64(cfg.Intake.MemoryMiB) << 20, Registry: tel.Registry}).Register(mux)
-	tracking.New(tracking.Options{Keys: links, Write: out.Write, HitTimeout: cfg.Intake.HitTimeout, AckTimeout: cfg.Intake.AckTimeout,
+	tracking.New(tracking.Options{Keys: links, Write: out.Write, HitTimeout: cfg.Intake.HitTimeout, AckTimeout: cfg.Intake.patience(),
 		Log: tel.Log, Registry: tel.Registry}).Register(mux)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		if stuck := tel.Health.Stuck(); len(stuck) > 0 {
@@ -101,8 +107,8 @@ func (f *front) run(ctx context.Context, out *output.Writer) error {
 		f.log.Warn("requests were cut off", "reason", err.Error())
 	}
 	if err := out.Stop(work); err != nil {
-		// None of them was answered as stored.
-		f.log.Warn("records were given up that Kafka had not acknowledged", "reason", err.Error())
+		// What was answered as stored is.
+		f.log.Warn("intake did not end in good order", "reason", err.Error())
 	}
 	return nil
 }

@@ -19,10 +19,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/sethvargo/go-envconfig"
 	"github.com/stretchr/testify/require"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
@@ -44,21 +42,28 @@ type site struct {
 	tel  *telemetry.Telemetry
 	keys *token.Keys
 	stop func()
+
+	spoolDir string
 }
 
 func intakeConfig(k kafka.Config) Config {
 	return Config{Kafka: k, Roles: []string{RoleIntake},
 		Tracking: render.Config{URL: "http://127.0.0.1", Secret: "a secret for these tests", KeyID: "1"},
-		Intake:   IntakeConfig{Addr: "127.0.0.1:0", WriteKeys: "web:k1,app:k2", AckTimeout: 5 * time.Second, HitTimeout: time.Second, Concurrency: 8, MemoryMiB: 4, Origins: []string{"*"}}}
+		Intake:   IntakeConfig{Addr: "127.0.0.1:0", WriteKeys: "web:k1,app:k2", AckTimeout: 5 * time.Second, HitTimeout: time.Second, Concurrency: 8, MemoryMiB: 4, Origins: []string{"*"}},
+		Spool:    SpoolConfig{MaxMiB: 64}}
 }
 
 func startIntake(t *testing.T, change func(*Config)) *site {
-	k := kafkatest.Start(t)
+	return startIntakeOn(t, kafkatest.Start(t), change)
+}
+
+func startIntakeOn(t *testing.T, k *kafkatest.Kafka, change func(*Config)) *site {
 	cfg := intakeConfig(k.Config())
+	cfg.Spool.Dir = t.TempDir()
 	if change != nil {
 		change(&cfg)
 	}
-	s := &site{Kafka: k, t: t, tel: kafkatest.Telemetry(t, topic.Collector)}
+	s := &site{Kafka: k, t: t, tel: kafkatest.Telemetry(t, topic.Collector), spoolDir: cfg.Spool.Dir}
 	service, err := New(cfg, s.tel)
 	require.NoError(t, err)
 	s.keys, err = cfg.Tracking.Keys()
@@ -110,13 +115,33 @@ func (s *site) do(method, path string, body io.Reader, change func(*http.Request
 
 func withKey(r *http.Request) { r.SetBasicAuth("k1", "") }
 
-// started waits until the intake has found Kafka.
+// started waits until the intake has found Kafka, and has written to it.
 func (s *site) started() *site {
 	s.t.Helper()
-	kafkatest.Eventually(s.t, func() bool {
-		return s.do("POST", "/v1/identify", strings.NewReader(`{"userId":"warm-up"}`), withKey).StatusCode == http.StatusOK
-	}, "the intake does not start")
+	s.direct()
+	require.Equal(s.t, http.StatusOK, s.do("POST", "/v1/identify", strings.NewReader(`{"userId":"warm-up"}`), withKey).StatusCode)
 	return s
+}
+
+// direct waits until nothing is in the spool, and nothing goes there.
+func (s *site) direct() {
+	s.t.Helper()
+	kafkatest.Eventually(s.t, func() bool { return s.metric("intake_state", "direct") == 1 }, "the intake does not write to Kafka")
+}
+
+// metric is one value of /metrics: of the series whose label has this value, or that has no label.
+func (s *site) metric(name, label string) float64 {
+	s.t.Helper()
+	families, err := s.tel.Registry.Gather()
+	require.NoError(s.t, err)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == name && (label == "" || len(m.GetLabel()) == 1 && m.GetLabel()[0].GetValue() == label) {
+				return m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+		}
+	}
+	return 0
 }
 
 func TestSegmentsLibrariesAreUnderstood(t *testing.T) {
@@ -423,68 +448,6 @@ func TestBodiesAreLimitedWhileTheyAreRead(t *testing.T) {
 	require.Equal(t, 200, s.do("POST", "/v1/batch", strings.NewReader(fits), withKey).StatusCode)
 }
 
-// away makes Kafka lose every produce request while it is true.
-func away(k *kafkatest.Kafka) *atomic.Bool {
-	var gone atomic.Bool
-	k.Fake.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
-		k.Fake.KeepControl()
-		if gone.Load() {
-			return nil, errors.New("gone"), true
-		}
-		return nil, nil, false
-	})
-	return &gone
-}
-
-func TestKafkaAwayIsNeverAnsweredWith200(t *testing.T) {
-	t.Parallel()
-	s := startIntake(t, func(c *Config) { c.Intake.AckTimeout, c.Intake.HitTimeout = 300*time.Millisecond, 50*time.Millisecond }).started()
-	gone := away(s.Kafka)
-	gone.Store(true)
-	const body = `{"userId":"u","event":"x","messageId":"m1"}`
-	got := s.do("POST", "/v1/track", strings.NewReader(body), withKey)
-	require.Equal(t, http.StatusServiceUnavailable, got.StatusCode)
-	require.Equal(t, "5", got.Header.Get("Retry-After"))
-	require.False(t, read(t, got).Success)
-
-	unsubscribe := s.do("POST", "/u/"+s.token(token.Unsubscribe, ""), strings.NewReader("List-Unsubscribe=One-Click"), nil)
-	require.Equal(t, http.StatusServiceUnavailable, unsubscribe.StatusCode)
-	require.NotEmpty(t, unsubscribe.Header.Get("Retry-After"))
-
-	// A person gets to their page all the same, and it is counted.
-	click := s.do("GET", "/c/"+s.token(token.Click, target), nil, nil)
-	require.Equal(t, http.StatusFound, click.StatusCode)
-	require.NotEmpty(t, click.Header.Get("Location"))
-	require.Equal(t, pixelOf(t), s.do("GET", "/o/"+s.token(token.Open, ""), nil, nil).body)
-	require.NoError(t, testutil.GatherAndCompare(s.tel.Registry, strings.NewReader(`
-# HELP tracking_hits_lost_total Opens and clicks that were answered although Kafka had not acknowledged them; some may still arrive.
-# TYPE tracking_hits_lost_total counter
-tracking_hits_lost_total{kind="clicked"} 1
-tracking_hits_lost_total{kind="opened"} 1
-`), "tracking_hits_lost_total"))
-
-	gone.Store(false)
-	kafkatest.Eventually(t, func() bool {
-		return s.do("POST", "/v1/track", strings.NewReader(body), withKey).StatusCode == http.StatusOK
-	}, "the intake does not recover")
-	for _, e := range kafkatest.Consume[event.Event](t, s.Kafka, topic.Events, 1) {
-		require.Equal(t, "m1", e.EventID, "a repetition has the same id")
-	}
-}
-
-func TestLinksLeadSomewhereBeforeKafkaIsFound(t *testing.T) {
-	t.Parallel()
-	nobody, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	address := nobody.Addr().String()
-	nobody.Close()
-	s := startIntake(t, func(c *Config) { c.Kafka.Brokers = []string{address} })
-	require.Equal(t, http.StatusOK, s.do("GET", "/healthz", nil, nil).StatusCode)
-	require.Equal(t, http.StatusFound, s.do("GET", "/c/"+s.token(token.Click, target), nil, nil).StatusCode)
-	require.Equal(t, http.StatusServiceUnavailable, s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u","event":"x"}`), withKey).StatusCode)
-	kafkatest.Eventually(t, func() bool { return len(s.tel.Health.NotReady()) > 0 }, "nobody says that Kafka is away")
-}
-
 const target = "https://shop.example/tea?size=100g&ref=飛脚#top"
 
 var link = token.Token{MessageID: identity.Hash("m"), RunID: identity.Hash("r"), Channel: "email", CampaignID: "autumn", UserID: "u-1"}
@@ -774,6 +737,7 @@ func TestSettings(t *testing.T) {
 		{map[string]string{"INTAKE_ORIGINS": "shop.example"}, "INTAKE_ORIGINS"},
 		{map[string]string{"WRITE_KEY_RATE": "-1"}, "WRITE_KEY_RATE"},
 		{map[string]string{"WRITE_KEYS": "a:b:admin"}, "WRITE_KEYS"},
+		{map[string]string{"SPOOL_MAX_MIB": "0"}, "SPOOL_MAX_MIB"},
 	} {
 		_, err := load(c.env)
 		require.ErrorContains(t, err, c.want)
