@@ -131,23 +131,25 @@ const (
 	// maxShares is how many parts of a batch are worked on at the same time: while one is
 	// inserted, ClickHouse and this process are both at work, each with one core.
 	maxShares = 2
-	// shareRecords is the least that is worth a part: each makes an insert of its own.
-	shareRecords = 5000
+	// leastShare is how many records are worth a part: each makes an insert of its own.
+	leastShare = 5000
 )
 
 // Sink is the handler of the sink's Effect loop, for one goroutine.
 type Sink struct {
-	source  Source
-	into    Database
-	shares  []*share
-	rows    *prometheus.CounterVec
-	seconds *prometheus.HistogramVec
+	source Source
+	into   Database
+	shares []*share
+	// shareRecords is the least that is made a part: leastShare.
+	shareRecords int
+	rows         *prometheus.CounterVec
+	seconds      *prometheus.HistogramVec
 }
 
 // New returns a sink whose metrics are registered with reg.
 func New(source Source, into Database, reg prometheus.Registerer) *Sink {
 	s := &Sink{
-		source: source, into: into,
+		source: source, into: into, shareRecords: leastShare,
 		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sink_rows_total", Help: "Rows inserted into ClickHouse, repeats included.",
 		}, []string{"table"}),
@@ -166,7 +168,7 @@ func New(source Source, into Database, reg prometheus.Registerer) *Sink {
 // Handle inserts a batch, a few inserts per table, and returns its durable prefix:
 // all of it, or what stands before the first record that cannot be stored.
 func (s *Sink) Handle(ctx context.Context, records []*kgo.Record) (int, error) {
-	shares := s.shares[:max(1, min(len(s.shares), len(records)/shareRecords))]
+	shares := s.shares[:max(1, min(len(s.shares), len(records)/s.shareRecords))]
 	defer func() {
 		for _, sh := range shares {
 			sh.forget()
