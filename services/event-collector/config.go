@@ -125,7 +125,7 @@ func (c Config) spool(member string) spool.Options {
 // SinkConfig is how the sink cuts its inserts.
 type SinkConfig struct {
 	Linger       time.Duration `env:"SINK_LINGER, default=2s" help:"how long the sink gathers records for an insert while they keep coming, longer (up to 5s) where several share the work; ClickHouse likes few large inserts"`
-	BatchRecords int           `env:"SINK_BATCH_RECORDS, default=50000" unit:"records" help:"at most this many records go into one insert"`
+	BatchRecords int           `env:"SINK_BATCH_RECORDS, default=100000" unit:"records" help:"at most this many records go into one insert"`
 	BatchMiB     int           `env:"SINK_BATCH_MIB, default=32" unit:"MiB" help:"records gathered for one insert hold about this much at most"`
 }
 

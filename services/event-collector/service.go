@@ -68,7 +68,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 }
 
 func (s *Service) sinkInto(conn *clickhouse.Conn) {
-	erased := sink.NewErased(s.cfg.Kafka.Namespace)
+	erased := sink.NewErased(s.cfg.Kafka.Namespace, s.cluster.Record)
 	s.erasures = s.cluster.Table([]topic.Name{topic.Erasures}, func(r *kgo.Record) error {
 		if r.Value == nil {
 			return nil

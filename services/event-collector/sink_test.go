@@ -65,7 +65,14 @@ func startSink(t *testing.T, away *switchable) *stage {
 }
 
 // switchable stands before ClickHouse and hangs up while it is off.
-type switchable struct{ off atomic.Bool }
+type switchable struct {
+	off atomic.Bool
+	// swallow is how many inserts of events ClickHouse does and the sink never hears of.
+	swallow atomic.Int32
+	// hold, while there is one, is what inserts of events wait for; held is how many do.
+	hold atomic.Pointer[chan struct{}]
+	held atomic.Int32
+}
 
 func (s *switchable) start(t *testing.T) string {
 	engine, err := url.Parse(clickhousetest.Config(t).URL)
@@ -74,6 +81,21 @@ func (s *switchable) start(t *testing.T) string {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.off.Load() {
 			panic(http.ErrAbortHandler)
+		}
+		if strings.Contains(r.URL.Query().Get("query"), "INSERT INTO event_rows") {
+			if hold := s.hold.Load(); hold != nil {
+				s.held.Add(1)
+				<-*hold
+				s.held.Add(-1)
+			}
+			if s.swallow.Add(-1) >= 0 {
+				answer := httptest.NewRecorder()
+				proxy.ServeHTTP(answer, r)
+				if answer.Code != http.StatusOK {
+					t.Errorf("ClickHouse was to do it: %s", answer.Body)
+				}
+				panic(http.ErrAbortHandler)
+			}
 		}
 		proxy.ServeHTTP(w, r)
 	}))
@@ -408,6 +430,62 @@ func TestClickHouseAwayIsWaitedForAndSaid(t *testing.T) {
 	s.waitUntilSunk()
 	require.Equal(t, []string{"before", "during"}, lines(t, s.conn, "SELECT event_id FROM events ORDER BY event_id"))
 	kafkatest.Eventually(t, func() bool { return len(s.tel.Health.NotReady()) == 0 }, "still not ready: %v", s.tel.Health.NotReady())
+}
+
+// metric is the value of a metric of one label.
+func (s *stage) metric(name, label string) float64 {
+	s.t.Helper()
+	families, err := s.tel.Registry.Gather()
+	require.NoError(s.t, err)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == name && (label == "" || m.GetLabel()[0].GetValue() == label) {
+				return m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+		}
+	}
+	return 0
+}
+
+func TestAnAnswerThatIsLostAndADatabaseThatIsSlowLoseNothingAndDoubleNothing(t *testing.T) {
+	t.Parallel()
+	between := &switchable{}
+	s := startSink(t, between)
+	produced := 0
+	visit := func(n int) {
+		var recs []*kgo.Record
+		for range n {
+			user := fmt.Sprint("u", produced%97)
+			recs = append(recs, s.record(topic.Events, user, &event.Event{EventID: fmt.Sprint("e", produced), UserID: user, Name: "visit", OccurredAt: noon, ReceivedAt: noon, Source: "api:web"}))
+			produced++
+		}
+		s.Produce(t, recs...)
+	}
+	counted := func() string {
+		return lines(t, s.conn, "SELECT toString(count()) || ' of ' || toString(uniqExact(event_id)) FROM events")[0]
+	}
+	between.swallow.Store(2)
+	visit(300)
+	s.waitUntilSunk()
+	require.Negative(t, between.swallow.Load(), "two inserts were done and not heard of")
+	require.Equal(t, "300 of 300", counted())
+
+	hold := make(chan struct{})
+	between.hold.Store(&hold)
+	visit(500)
+	kafkatest.Eventually(t, func() bool { return between.held.Load() > 0 }, "no insert comes")
+	visit(20_000)
+	kafkatest.Eventually(t, func() bool { return s.metric("sink_lag_records", "events") == 20_500 }, "the lag is not said")
+	require.EqualValues(t, 1, between.held.Load(), "what comes meanwhile waits in Kafka")
+	require.Equal(t, "300 of 300", counted())
+	between.hold.Store(nil)
+	close(hold)
+	s.waitUntilSunk()
+	require.Equal(t, "20800 of 20800", counted())
+	kafkatest.Eventually(t, func() bool {
+		return s.metric("sink_lag_records", "events") == 0 && s.metric("sink_complete_until_seconds", "") > 0
+	}, "the lag is still said")
+	require.Empty(t, s.All(t, topic.DeadLettersCollector))
 }
 
 func TestTheCommittedOffsetPassesMarkersAndAbortedTransactions(t *testing.T) {

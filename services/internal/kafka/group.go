@@ -277,7 +277,10 @@ func (m *membership) next(ctx context.Context, poll func(context.Context, int) k
 		ctx, cancel = context.WithTimeout(ctx, m.quiet)
 		defer cancel()
 	}
-	waitFor(ctx, m.between, nil)
+	// Whoever is behind has nothing to wait for: what is missing lies there.
+	if m.stage.behind() < int64(max) {
+		waitFor(ctx, m.between, nil)
+	}
 	fetches = poll(ctx, max)
 	records, bytes = weigh(fetches)
 	return fetches, records, bytes
