@@ -202,7 +202,6 @@ func TestRepetitionOrderAndCutOfInsertsChangeNoView(t *testing.T) {
 	if len(all) < 13 {
 		t.Fatalf("only the views %v", all)
 	}
-	filled := map[string]bool{"funnel_kept": true} // by a refresh alone: TestAFunnelThatIsKeptIsTheOneThatIsCounted
 	for seed := range uint64(6) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		rows := history(rng, id("run", t.Name(), seed), 1+rng.IntN(30))
@@ -217,23 +216,18 @@ func TestRepetitionOrderAndCutOfInsertsChangeNoView(t *testing.T) {
 		tail := mixed[min(30, len(mixed)):]
 		slices.SortStableFunc(tail, func(a, b tableRow) int { return cmp.Compare(a.table, b.table) })
 		insert(t, again, append(mixed, inOrder[:rng.IntN(len(inOrder))]...))
-		for _, view := range all {
-			a, b := dump(t, once, view), dump(t, again, view)
-			filled[view] = filled[view] || len(a) > 0
-			if !slices.Equal(a, b) {
-				t.Fatalf("seed %d: %s differs: %s", seed, view, firstDifference(a, b))
-			}
-		}
-	}
-	for _, view := range all {
-		if !filled[view] {
-			t.Fatalf("%s is empty: nothing was compared", view)
-		}
 	}
 	// Merges must not change anything either.
 	before := map[string][]string{}
 	for _, view := range all {
-		before[view] = dump(t, again, view)
+		a, b := dump(t, once, view), dump(t, again, view)
+		if len(a) == 0 && view != "funnel_kept" { // by a refresh alone: TestWhatAnalystsReadIsWhatTheRecordsSay
+			t.Fatalf("%s is empty: nothing was compared", view)
+		}
+		if !slices.Equal(a, b) {
+			t.Fatalf("%s differs: %s", view, firstDifference(a, b))
+		}
+		before[view] = b
 	}
 	for _, table := range one[[]string](t, again, "SELECT groupArray(name) FROM system.tables WHERE database = {d:String} AND name LIKE '%\\_rows'", ch.Named("d", again.Database())) {
 		if err := again.Exec(t.Context(), "OPTIMIZE TABLE "+table+" FINAL"); err != nil {

