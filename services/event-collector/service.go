@@ -28,8 +28,9 @@ type Service struct {
 	front *front         // intake
 	out   *output.Writer // intake
 
-	conn *clickhouse.Conn // sink
-	sink *sink.Sink       // sink
+	conn     *clickhouse.Conn // sink
+	sink     *sink.Sink       // sink
+	progress *sink.Progress   // sink
 }
 
 // New validates and wires; it opens nothing.
@@ -58,6 +59,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 
 func (s *Service) sinkInto(conn *clickhouse.Conn) {
 	s.conn, s.sink = conn, sink.New(s.cluster, conn, s.tel.Registry)
+	s.progress = sink.NewProgress(s.cluster, conn, s.tel.Registry, s.tel.Log)
 }
 
 // Run collects until ctx ends.
@@ -108,12 +110,16 @@ func (s *Service) runSink(ctx context.Context) error {
 	watch, stop := context.WithCancel(ctx)
 	defer stop()
 	go s.watchClickHouse(watch)
+	measured := make(chan struct{})
+	go func() { defer close(measured); s.progress.Run(watch) }()
+	defer func() { stop(); <-measured }()
 	return s.cluster.RunEffect(ctx, kafka.EffectOptions{
 		Group: topic.GroupSink, Topics: topic.ReadBy(topic.GroupSink),
 		MaxPollRecords: s.cfg.Sink.BatchRecords, MaxPollBytes: s.cfg.Sink.BatchMiB << 20, Linger: s.cfg.Sink.Linger, Quiet: quiet, Pace: pace,
 		// The freshness barrier and the balance wait for this group to pass the
 		// markers of transactions.
 		KeepControlRecords: true,
+		Assigned:           s.progress.Assigned,
 		Handler:            s.sink,
 	})
 }
