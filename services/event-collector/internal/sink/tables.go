@@ -300,6 +300,9 @@ func newRunRows() *table[event.Run, *event.Run] {
 		maybeMoment("finished_at", func(r *T) *time.Time { return r.State.FinishedAt }),
 		boolean("balanced", func(r *T) bool { return r.State.Balanced }),
 		moment("updated_at", func(r *T) time.Time { return r.State.UpdatedAt }),
+		text("goal_event", func(r *T) string { return r.State.GoalEvent }),
+		integer("goal_within_ms", func(r *T) int64 { return r.State.GoalWithinMs }),
+		text("goal_revenue", func(r *T) string { return r.State.GoalRevenue }),
 	})
 }
 
