@@ -15,6 +15,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
 
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/intake"
+	"github.com/hikyaku/hikyaku/services/event-collector/internal/tracking"
 )
 
 // The roles of an instance.
@@ -30,6 +31,7 @@ type Config struct {
 	Tracking   render.Config
 	Intake     IntakeConfig
 	Spool      SpoolConfig
+	Hits       HitsConfig
 	Sink       SinkConfig
 	Telemetry  telemetry.Config
 	Lifecycle  lifecycle.Config
@@ -109,6 +111,23 @@ type SpoolConfig struct {
 func (c SpoolConfig) Validate() error {
 	if c.MaxMiB < 1 || c.MaxMiB > 1<<20 {
 		return config.Invalid("SPOOL_MAX_MIB", c.MaxMiB, "a number of MiB from 1 to 1048576")
+	}
+	return nil
+}
+
+// HitsConfig is what the collector learns and keeps of whoever opens and clicks.
+type HitsConfig struct {
+	Address string   `env:"TRACKING_ADDRESS, default=truncated" unit:"truncated, hashed, none" help:"what is kept of a client's address: its network (/24, or /48), a hash with TRACKING_SECRET and the day, or nothing; the classifier's rules about networks need the network"`
+	Proxies []string `env:"TRUSTED_PROXIES" unit:"networks" help:"load balancers and proxies, as 10.0.0.0/8,192.0.2.1, whose X-Forwarded-For or else Forwarded is believed; nobody's unless named"`
+}
+
+// Validate refuses settings that cannot work.
+func (c HitsConfig) Validate() error {
+	if c.Address != tracking.Truncated && c.Address != tracking.Hashed && c.Address != tracking.None {
+		return config.Invalid("TRACKING_ADDRESS", c.Address, "truncated, hashed or none")
+	}
+	if _, err := tracking.ParseProxies(c.Proxies); err != nil {
+		return config.Invalid("TRUSTED_PROXIES", c.Proxies, "networks or addresses, as 10.0.0.0/8,192.0.2.1: "+err.Error())
 	}
 	return nil
 }

@@ -43,11 +43,15 @@ func newFront(cfg Config, tel *telemetry.Telemetry, out *output.Writer) (*front,
 	if err != nil {
 		return nil, err
 	}
+	proxies, err := tracking.ParseProxies(cfg.Hits.Proxies)
+	if err != nil {
+		return nil, err
+	}
 	mux := http.NewServeMux()
 	intake.New(intake.Options{Keys: keys, Origins: cfg.Intake.Origins, Write: out.Write, AckTimeout: cfg.Intake.patience(), Concurrency: cfg.Intake.Concurrency,
 		MemoryBytes: int64(cfg.Intake.MemoryMiB) << 20, Registry: tel.Registry}).Register(mux)
 	tracking.New(tracking.Options{Keys: links, Write: out.Write, HitTimeout: cfg.Intake.HitTimeout, AckTimeout: cfg.Intake.patience(),
-		Log: tel.Log, Registry: tel.Registry}).Register(mux)
+		Address: cfg.Hits.Address, Proxies: proxies, Log: tel.Log, Registry: tel.Registry}).Register(mux)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		if stuck := tel.Health.Stuck(); len(stuck) > 0 {
 			http.Error(w, strings.Join(stuck, "\n"), http.StatusServiceUnavailable)

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"io"
@@ -50,7 +51,7 @@ func intakeConfig(k kafka.Config) Config {
 	return Config{Kafka: k, Roles: []string{RoleIntake},
 		Tracking: render.Config{URL: "http://127.0.0.1", Secret: "a secret for these tests", KeyID: "1"},
 		Intake:   IntakeConfig{Addr: "127.0.0.1:0", WriteKeys: "web:k1,app:k2", AckTimeout: 5 * time.Second, HitTimeout: time.Second, Concurrency: 8, MemoryMiB: 4, Origins: []string{"*"}},
-		Spool:    SpoolConfig{MaxMiB: 64}}
+		Spool:    SpoolConfig{MaxMiB: 64}, Hits: HitsConfig{Address: "truncated"}}
 }
 
 func startIntake(t *testing.T, change func(*Config)) *site {
@@ -450,7 +451,8 @@ func TestBodiesAreLimitedWhileTheyAreRead(t *testing.T) {
 
 const target = "https://shop.example/tea?size=100g&ref=飛脚#top"
 
-var link = token.Token{MessageID: identity.Hash("m"), RunID: identity.Hash("r"), Channel: "email", CampaignID: "autumn", UserID: "u-1"}
+var link = token.Token{MessageID: identity.Hash("m"), RunID: identity.Hash("r"), Channel: "email", CampaignID: "autumn", UserID: "u-1",
+	RequestedAt: time.Now().Add(-100 * time.Second)}
 
 func (s *site) token(purpose token.Purpose, to string) string {
 	s.t.Helper()
@@ -470,7 +472,9 @@ func pixelOf(t *testing.T) string {
 
 func private(t *testing.T, r reply) {
 	t.Helper()
-	require.Equal(t, "no-store", r.Header.Get("Cache-Control"))
+	require.Contains(t, r.Header.Get("Cache-Control"), "no-store")
+	require.Equal(t, []string{"no-cache", "0"}, []string{r.Header.Get("Pragma"), r.Header.Get("Expires")}, "caches of HTTP/1.0 too")
+	require.Empty(t, r.Header.Get("ETag")+r.Header.Get("Last-Modified"), "nothing to ask by whether it changed")
 	require.Equal(t, "no-referrer", r.Header.Get("Referrer-Policy"))
 	require.Contains(t, r.Header.Get("X-Robots-Tag"), "noindex")
 }
@@ -482,7 +486,11 @@ func TestAClickIsRecordedAndLeadsToItsTarget(t *testing.T) {
 	before := time.Now().Add(-time.Millisecond)
 	head := s.do("HEAD", path, nil, nil)
 	require.Equal(t, http.StatusFound, head.StatusCode)
+	first := kafkatest.Consume[event.Engagement](t, s.Kafka, topic.Engagements, 1)[0]
+	require.Equal(t, "HEAD", first.Method, "who looks before anything is opened is kept too")
 	got := s.do("GET", path, nil, func(r *http.Request) {
+		r.Header.Set("Sec-Purpose", "prefetch;prerender")
+		r.Header.Set("X-Forwarded-For", "198.51.100.9") // nobody is trusted
 		r.Header.Set("User-Agent", "Mail/1.0 "+strings.Repeat("x", 2000))
 		r.Header.Set("Referer", "https://mail.example/\xff")
 	})
@@ -490,20 +498,23 @@ func TestAClickIsRecordedAndLeadsToItsTarget(t *testing.T) {
 	location, err := url.QueryUnescape(got.Header.Get("Location"))
 	require.NoError(t, err)
 	require.Equal(t, target, location)
+	require.Equal(t, head.Header.Get("Location"), got.Header.Get("Location"), "everybody is led to the same place")
+	require.Empty(t, got.body)
 	private(t, got)
-	e := kafkatest.Consume[event.Engagement](t, s.Kafka, topic.Engagements, 1)[0]
-	require.Len(t, s.All(t, topic.Engagements), 1, "HEAD is nobody's click")
+	e := kafkatest.Consume[event.Engagement](t, s.Kafka, topic.Engagements, 2)[1]
 	require.False(t, e.EngagementID.IsZero())
 	require.True(t, e.OccurredAt.After(before) && !e.OccurredAt.After(time.Now()))
 	require.Len(t, e.UserAgent, 512)
-	e.EngagementID, e.OccurredAt, e.UserAgent = identity.ID{}, time.Time{}, ""
+	require.GreaterOrEqual(t, e.LatencyMs, int64(90_000), "since the message was asked for")
+	require.Less(t, e.LatencyMs, int64(200_000))
+	e.EngagementID, e.OccurredAt, e.UserAgent, e.LatencyMs = identity.ID{}, time.Time{}, "", 0
 	require.Equal(t, event.Engagement{MessageID: link.MessageID, RunID: link.RunID, CampaignID: "autumn", UserID: "u-1", Channel: "email",
-		Kind: "clicked", URL: target, Method: "GET", Network: "127.0.0.0/24", Referer: "https://mail.example/"}, e)
+		Kind: "clicked", URL: target, Method: "GET", Network: "127.0.0.0/24", Referer: "https://mail.example/", Purpose: "prerender"}, e)
 
 	// The same link again is another hit.
 	require.Equal(t, http.StatusFound, s.do("GET", path, nil, nil).StatusCode)
-	hits := kafkatest.Consume[event.Engagement](t, s.Kafka, topic.Engagements, 2)
-	require.NotEqual(t, hits[0].EngagementID, hits[1].EngagementID)
+	hits := kafkatest.Consume[event.Engagement](t, s.Kafka, topic.Engagements, 3)
+	require.NotEqual(t, hits[1].EngagementID, hits[2].EngagementID)
 }
 
 func TestAnOpenIsRecordedAndIsAPixel(t *testing.T) {
@@ -511,8 +522,12 @@ func TestAnOpenIsRecordedAndIsAPixel(t *testing.T) {
 	s := startIntake(t, nil).started()
 	require.Len(t, pixelOf(t), 43)
 	for _, path := range []string{"/o/" + s.token(token.Open, ""), "/o/" + s.token(token.Open, "") + ".gif"} {
-		got := s.do("GET", path, nil, nil)
-		require.Equal(t, http.StatusOK, got.StatusCode)
+		got := s.do("GET", path, nil, func(r *http.Request) {
+			r.Header.Set("If-None-Match", "*")
+			r.Header.Set("If-Modified-Since", time.Now().Add(time.Hour).UTC().Format(http.TimeFormat))
+			r.Header.Set("Range", "bytes=0-0")
+		})
+		require.Equal(t, http.StatusOK, got.StatusCode, "never 304 or a part: a hit that a cache answers is not seen")
 		require.Equal(t, "image/gif", got.Header.Get("Content-Type"))
 		require.Equal(t, pixelOf(t), got.body)
 		private(t, got)
@@ -577,11 +592,23 @@ func TestATamperedLinkIsRefusedAndLeavesNoTrace(t *testing.T) {
 	t.Parallel()
 	s := startIntake(t, nil).started()
 	good := s.token(token.Click, target)
+	other := &site{t: t}
+	var err error
+	other.keys, err = token.NewKeys("1", map[string][]byte{"1": []byte("somebody else's secret")})
+	require.NoError(t, err)
+	foreign := other.token(token.Click, target)
+	// Said to be of the version without a time, so that it would be read otherwise.
+	b, err := base64.RawURLEncoding.DecodeString(good)
+	require.NoError(t, err)
+	b[0]--
+	relabelled := base64.RawURLEncoding.EncodeToString(b)
 	swapped := []byte(good)
 	swapped[len(swapped)/2] ^= 1
 	for _, c := range [][2]string{
 		{"GET", "/c/" + string(swapped)}, {"GET", "/c/" + good[:len(good)-1]}, {"GET", "/c/" + good + "A"}, {"GET", "/c/x"}, {"GET", "/c/https:%2F%2Fevil.example"},
 		{"GET", "/o/" + good}, {"GET", "/u/" + good}, {"POST", "/u/" + good}, {"POST", "/u/x"}, {"HEAD", "/c/x"},
+		{"HEAD", "/c/" + string(swapped)}, {"HEAD", "/c/" + good[:len(good)-1]}, {"HEAD", "/o/" + good}, {"HEAD", "/u/" + good}, {"POST", "/u/" + s.token(token.Open, "")},
+		{"POST", "/u/" + s.token(token.Unsubscribe, "")[:40]}, {"POST", "/u/" + foreign}, {"GET", "/c/" + foreign}, {"GET", "/c/" + relabelled},
 		{"GET", "/c/" + s.token(token.Open, "")}, {"GET", "/o/x.gif"}, {"GET", "/c/" + s.token(token.Click, "javascript:alert(1)")}, {"GET", "/c/" + s.token(token.Click, "//evil.example")},
 	} {
 		got := s.do(c[0], c[1], nil, nil)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/classify"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
@@ -38,6 +39,8 @@ type Service struct {
 	erasures *kafka.Table     // sink
 	sink     *sink.Sink       // sink
 	progress *sink.Progress   // sink
+	// sink: every version, the one to go by last
+	classifiers []*classify.Classifier
 }
 
 // New validates and wires; it opens nothing.
@@ -47,6 +50,9 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{cfg: cfg, tel: tel, cluster: cluster}
+	if s.classifiers, err = classify.All(); err != nil {
+		return nil, err
+	}
 	if cfg.Has(RoleIntake) {
 		s.out = output.New(output.Options{Cluster: cluster, Spool: cfg.spool(cluster.Member()), AckTimeout: cfg.Intake.AckTimeout, Tel: tel})
 		// Without Kafka intake goes on, and whoever routes requests must not turn away.
@@ -81,7 +87,7 @@ func (s *Service) sinkInto(conn *clickhouse.Conn) {
 		erased.Put(x)
 		return nil
 	})
-	s.conn, s.sink = conn, sink.New(s.cluster, conn, s.tel.Registry)
+	s.conn, s.sink = conn, sink.New(s.cluster, conn, s.tel.Registry, s.classifiers...)
 	s.sink.LeaveOut(erased, s.erasures.CaughtUp)
 	s.progress = sink.NewProgress(s.cluster, conn, s.tel.Registry, s.tel.Log)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/classify"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
@@ -100,9 +101,10 @@ type share struct {
 	failed     error
 }
 
-func newShare() *share {
+func newShare(classifiers []*classify.Classifier) *share {
 	events, profiles, members := newEventRows(), newProfileRows(), newSegmentMemberRows()
-	inputs, outcomes, engagements := newMessageInputRows(), newOutcomeRows(), newEngagementRows()
+	inputs, outcomes := newMessageInputRows(), newOutcomeRows()
+	engagements := &engagementRows{newEngagementRows(), newLabelRows(classifiers)}
 	imports := &importRows{newImportRows(), &undoneEvents{}}
 	runs := &runRows{newRunRows(), newRunShardRows(), newRunCounterRows()}
 	return &share{
@@ -111,7 +113,7 @@ func newShare() *share {
 			topic.MessageRequestsBulk: inputs, topic.Outcomes: outcomes, topic.Engagements: engagements,
 			topic.Imports: imports, topic.Runs: runs,
 		},
-		facts: []store{events, profiles, members, inputs, outcomes, engagements},
+		facts: []store{events, profiles, members, inputs, outcomes, engagements.table, engagements.labels},
 		books: []store{imports.undone, imports, runs.shards, runs.counters, runs.states},
 	}
 }
@@ -148,8 +150,9 @@ type Sink struct {
 	seconds      *prometheus.HistogramVec
 }
 
-// New returns a sink whose metrics are registered with reg.
-func New(source Source, into Database, reg prometheus.Registerer) *Sink {
+// New returns a sink whose metrics are registered with reg. Hits are labelled by every one
+// of the classifiers, of which the last is the one to go by.
+func New(source Source, into Database, reg prometheus.Registerer, classifiers ...*classify.Classifier) *Sink {
 	s := &Sink{
 		source: source, into: into, erased: NewErased("", nil), caught: func(context.Context) error { return nil }, shareRecords: leastShare,
 		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -161,7 +164,7 @@ func New(source Source, into Database, reg prometheus.Registerer) *Sink {
 		}, []string{"table"}),
 	}
 	for range maxShares {
-		s.shares = append(s.shares, newShare())
+		s.shares = append(s.shares, newShare(classifiers))
 	}
 	reg.MustRegister(s.rows, s.seconds)
 	return s

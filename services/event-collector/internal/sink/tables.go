@@ -155,6 +155,8 @@ func newEngagementRows() *table[event.Engagement, *event.Engagement] {
 		text("user_agent", func(e *T) string { return e.UserAgent }),
 		text("network", func(e *T) string { return e.Network }),
 		text("referer", func(e *T) string { return e.Referer }),
+		word("purpose", func(e *T) string { return e.Purpose }),
+		integer("latency_ms", func(e *T) int64 { return e.LatencyMs }),
 	})
 }
 
