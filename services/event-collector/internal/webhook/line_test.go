@@ -1,0 +1,3 @@
+package webhook
+
+const lineSecret = "0123456789abcdef0123456789abcdef"

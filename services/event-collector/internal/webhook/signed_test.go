@@ -1,0 +1,3 @@
+package webhook
+
+const acmeSecret = "a secret of the courier, today"
