@@ -1,10 +1,19 @@
 package collector
 
 import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	awsconfig "github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
+	"github.com/aws/smithy-go/logging"
 
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/config"
@@ -16,6 +25,7 @@ import (
 
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/intake"
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/tracking"
+	"github.com/hikyaku/hikyaku/services/event-collector/internal/webhook"
 )
 
 // The roles of an instance.
@@ -32,6 +42,7 @@ type Config struct {
 	Intake     IntakeConfig
 	Spool      SpoolConfig
 	Hits       HitsConfig
+	Webhooks   WebhookConfig
 	Sink       SinkConfig
 	Telemetry  telemetry.Config
 	Lifecycle  lifecycle.Config
@@ -100,6 +111,39 @@ func (c IntakeConfig) Validate() error {
 	return nil
 }
 
+// WebhookConfig is whose reports the collector takes in. What is not set is not
+// served.
+type WebhookConfig struct {
+	SESTopics   []string      `env:"SES_TOPIC_ARNS" unit:"ARN,ARN" help:"SNS topics that Amazon SES reports to; /w/ses takes them, and confirms their subscriptions"`
+	SESQueueURL string        `env:"SES_QUEUE_URL" unit:"URL" help:"SQS queue with the reports of Amazon SES, through SNS (raw or not) or EventBridge; none when unset"`
+	SQSEndpoint string        `env:"AWS_ENDPOINT_URL_SQS" unit:"URL" help:"SQS server; that of AWS_REGION when unset"`
+	Region      string        `env:"AWS_REGION, default=us-east-1" help:"region of the queue"`
+	LINE        config.Secret `env:"LINE_CHANNEL_SECRETS" help:"channel secrets of LINE, one or several with commas between; /w/line takes what they sign"`
+	Sources     config.Secret `env:"WEBHOOK_SECRETS" help:"source:whsec_… of signed webhooks (Standard Webhooks), several with commas between, two of one source while its secret is replaced; /w/hooks/<source> takes them"`
+}
+
+// Validate refuses what nobody could be known by.
+func (c WebhookConfig) Validate() error {
+	for _, arn := range c.SESTopics {
+		if _, ok := webhook.RegionHost(arn); !ok {
+			return config.Invalid("SES_TOPIC_ARNS", arn, "ARNs such as arn:aws:sns:eu-central-1:123456789012:ses-events")
+		}
+	}
+	if u, err := url.Parse(c.SESQueueURL); c.SESQueueURL != "" && (err != nil || u.Host == "") {
+		return config.Invalid("SES_QUEUE_URL", c.SESQueueURL, "a URL such as https://sqs.eu-central-1.amazonaws.com/123456789012/ses-events")
+	}
+	if u, err := url.Parse(c.SQSEndpoint); c.SQSEndpoint != "" && (err != nil || u.Host == "") {
+		return config.Invalid("AWS_ENDPOINT_URL_SQS", c.SQSEndpoint, "a URL such as http://127.0.0.1:4566")
+	}
+	if _, err := webhook.ParseLINE(string(c.LINE)); err != nil {
+		return config.Invalid("LINE_CHANNEL_SECRETS", c.LINE, "channel secrets: "+err.Error())
+	}
+	if _, err := webhook.ParseSources(string(c.Sources)); err != nil {
+		return config.Invalid("WEBHOOK_SECRETS", c.Sources, "source:whsec_…: "+err.Error())
+	}
+	return nil
+}
+
 // SpoolConfig is where the intake keeps what Kafka does not take in time.
 type SpoolConfig struct {
 	DataDir string `env:"HIKYAKU_DATA, default=.hikyaku" unit:"directory" help:"the spool lies in <directory>/<service>-<INSTANCE>/spool unless SPOOL_DIR is set; what is in it was acknowledged: the volume must outlive the process"`
@@ -139,6 +183,27 @@ func (c Config) spool(member string) spool.Options {
 		dir = filepath.Join(c.Spool.DataDir, member, "spool")
 	}
 	return spool.Options{Dir: dir, Label: c.Kafka.Namespace, MaxBytes: int64(c.Spool.MaxMiB) << 20}
+}
+
+// queue is SQS; nil if there is none to read. It opens no connection.
+func (c WebhookConfig) queue() (*webhook.Queue, error) {
+	if c.SESQueueURL == "" {
+		return nil, nil
+	}
+	loaded, err := awsconfig.LoadDefaultConfig(context.Background(), awsconfig.WithRegion(c.Region),
+		// A server that accepts and then says nothing is away.
+		awsconfig.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) { t.ResponseHeaderTimeout = webhook.ReceiveWait + 10*time.Second })),
+		// It writes to stderr in a format of its own, about what is retried.
+		awsconfig.WithLogger(logging.Nop{}))
+	if err != nil {
+		return nil, fmt.Errorf("building the SQS client: %w", err)
+	}
+	client := sqs.NewFromConfig(loaded, func(o *sqs.Options) {
+		if c.SQSEndpoint != "" {
+			o.BaseEndpoint = &c.SQSEndpoint
+		}
+	})
+	return &webhook.Queue{Client: client, URL: c.SESQueueURL}, nil
 }
 
 // SinkConfig is how the sink cuts its inserts.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hikyaku/hikyaku/schemas/token"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
@@ -17,6 +18,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/intake"
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/output"
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/tracking"
+	"github.com/hikyaku/hikyaku/services/event-collector/internal/webhook"
 )
 
 // front is the collector's HTTP server.
@@ -24,6 +26,7 @@ type front struct {
 	addr     string
 	drain    time.Duration
 	log      *slog.Logger
+	hooks    *webhook.Handler
 	server   *http.Server
 	listener net.Listener
 }
@@ -52,6 +55,11 @@ func newFront(cfg Config, tel *telemetry.Telemetry, out *output.Writer) (*front,
 		MemoryBytes: int64(cfg.Intake.MemoryMiB) << 20, Registry: tel.Registry}).Register(mux)
 	tracking.New(tracking.Options{Keys: links, Write: out.Write, HitTimeout: cfg.Intake.HitTimeout, AckTimeout: cfg.Intake.patience(),
 		Address: cfg.Hits.Address, Proxies: proxies, Log: tel.Log, Registry: tel.Registry}).Register(mux)
+	hooks, err := newHooks(cfg, tel, links, out)
+	if err != nil {
+		return nil, err
+	}
+	hooks.Register(mux)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		if stuck := tel.Health.Stuck(); len(stuck) > 0 {
 			http.Error(w, strings.Join(stuck, "\n"), http.StatusServiceUnavailable)
@@ -60,7 +68,7 @@ func newFront(cfg Config, tel *telemetry.Telemetry, out *output.Writer) (*front,
 		_, _ = io.WriteString(w, "ok\n")
 	})
 	mux.Handle("/", intake.NotFound(mux))
-	return &front{addr: cfg.Intake.Addr, drain: cfg.Lifecycle.Drain, log: tel.Log, server: &http.Server{
+	return &front{addr: cfg.Intake.Addr, drain: cfg.Lifecycle.Drain, log: tel.Log, hooks: hooks, server: &http.Server{
 		Handler: mux,
 		// Whoever sends slowly must not hold a connection, or a request's turn, for
 		// long. A full batch over a slow mobile line takes seconds.
@@ -74,6 +82,23 @@ func newFront(cfg Config, tel *telemetry.Telemetry, out *output.Writer) (*front,
 		// What clients do wrong is in the metrics, not in the log.
 		ErrorLog: slog.NewLogLogger(tel.Log.Handler(), slog.LevelDebug),
 	}}, nil
+}
+
+func newHooks(cfg Config, tel *telemetry.Telemetry, keys *token.Keys, out *output.Writer) (*webhook.Handler, error) {
+	line, err := webhook.ParseLINE(string(cfg.Webhooks.LINE))
+	if err != nil {
+		return nil, err
+	}
+	sources, err := webhook.ParseSources(string(cfg.Webhooks.Sources))
+	if err != nil {
+		return nil, err
+	}
+	queue, err := cfg.Webhooks.queue()
+	if err != nil {
+		return nil, err
+	}
+	return webhook.New(webhook.Options{Keys: keys, Write: out.Write, AckTimeout: cfg.Intake.AckTimeout, Topics: cfg.Webhooks.SESTopics, Queue: queue,
+		LINE: line, Sources: sources, Log: tel.Log, Registry: tel.Registry}), nil
 }
 
 // listen takes the port, once. A taken one is Transient, which ends a start with
@@ -97,6 +122,16 @@ func (f *front) run(ctx context.Context, out *output.Writer) error {
 	defer stop()
 	served := make(chan error, 1)
 	go func() { served <- f.server.Serve(f.listener) }()
+	queued := make(chan struct{})
+	receiving, receiveNoMore := context.WithCancel(ctx)
+	defer func() {
+		receiveNoMore()
+		<-queued
+	}()
+	go func() {
+		defer close(queued)
+		f.hooks.Receive(receiving)
+	}()
 	select {
 	case err := <-served:
 		return fmt.Errorf("serving on COLLECTOR_ADDR %s: %w", f.addr, err)

@@ -5,9 +5,12 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"mime/multipart"
 	"net"
@@ -769,4 +772,54 @@ func TestSettings(t *testing.T) {
 		_, err := load(c.env)
 		require.ErrorContains(t, err, c.want)
 	}
+}
+
+// A provider's report goes the way of everything that comes in: answered once Kafka
+// has it, and with 503 while it has not. What is not set is not served.
+func TestAProvidersReportIsDurableBeforeItIsAnswered(t *testing.T) {
+	t.Parallel()
+	secret := bytes.Repeat([]byte{7}, 32)
+	s := startIntake(t, func(c *Config) {
+		c.Webhooks.Sources = config.Secret("acme:whsec_" + base64.StdEncoding.EncodeToString(secret))
+	}).started()
+	echo, err := s.keys.Append(nil, "1", &token.Token{Purpose: token.Echo, MessageID: identity.Hash("m"), RunID: identity.Hash("r"), Channel: "email", CampaignID: "c", UserID: "u1"})
+	require.NoError(t, err)
+	body := fmt.Sprintf(`{"type":"message.bounced","timestamp":%q,"data":{"message":%q,"permanent":true,"address":"u1@example.test"}}`, time.Now().UTC().Format(time.RFC3339), echo)
+	post := func(path string, secret []byte) reply {
+		return s.do("POST", path, strings.NewReader(body), func(r *http.Request) {
+			at := strconv.FormatInt(time.Now().Unix(), 10)
+			mac := hmac.New(sha256.New, secret)
+			mac.Write([]byte("msg_1." + at + "." + body))
+			r.Header.Set("webhook-id", "msg_1")
+			r.Header.Set("webhook-timestamp", at)
+			r.Header.Set("webhook-signature", "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
+		})
+	}
+	require.Equal(t, http.StatusNotFound, post("/w/ses", secret).StatusCode)
+	require.Equal(t, http.StatusNotFound, post("/w/line", secret).StatusCode)
+	require.Equal(t, http.StatusUnauthorized, post("/w/hooks/acme", []byte("another")).StatusCode)
+	require.Equal(t, http.StatusUnauthorized, post("/w/hooks/nobody", secret).StatusCode)
+	require.Empty(t, s.All(t, topic.Outcomes))
+	for range 2 {
+		got := post("/w/hooks/acme", secret)
+		require.Equal(t, http.StatusOK, got.StatusCode, got.body)
+	}
+	outcomes := kafkatest.Consume[event.Outcome](t, s.Kafka, topic.Outcomes, 2)
+	require.Equal(t, outcomes[0], outcomes[1], "delivered twice it is one outcome")
+	require.Equal(t, []string{"bounced", "u1", "acme"}, []string{outcomes[0].Outcome, outcomes[0].UserID, outcomes[0].Provider})
+	patches := kafkatest.Consume[event.ProfilePatch](t, s.Kafka, topic.ProfileUpdates, 3)
+	require.Equal(t, []event.SuppressionPatch{{Channel: "email", Address: "u1@example.test", Reason: "bounced"}}, patches[len(patches)-1].Suppressions)
+}
+
+func TestSettingsOfWebhooksThatCannotWorkAreRefused(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]WebhookConfig{
+		"a topic that is none": {SESTopics: []string{"ses-events"}}, "a queue for a topic": {SESTopics: []string{"arn:aws:sqs:eu-central-1:123456789012:q"}}, "a queue that is none": {SESQueueURL: "ses-events"},
+		"a secret without a source": {Sources: "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"}, "a short secret": {Sources: "acme:whsec_MDEyMw=="}, "a secret of another kind": {Sources: "acme:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"},
+		"a source called as a provider": {Sources: "ses:whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"}, "a short channel secret": {LINE: "short"},
+	} {
+		require.Error(t, c.Validate(), name)
+	}
+	require.NoError(t, WebhookConfig{SESTopics: []string{"arn:aws-cn:sns:cn-north-1:123456789012:ses-events"}, Sources: "acme:whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz,acme:whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI0",
+		LINE: "0123456789abcdef0123456789abcdef"}.Validate())
 }
