@@ -12,6 +12,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/classify"
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 )
 
 // engagementRows is the table of hits, and what follows from each: who made it.
@@ -24,7 +25,7 @@ func (t *engagementRows) read(source Source, name topic.Name, r *kgo.Record) err
 	if err := t.table.read(source, name, r); err != nil {
 		return err
 	}
-	return t.labels.label(&t.rows[len(t.rows)-1].rec, name, r)
+	return t.labels.label(&t.rec, name, r)
 }
 
 // label is an Engagement as one version of the classifier judges it. It is a
@@ -46,7 +47,7 @@ type labelRows struct {
 func newLabelRows(classifiers []*classify.Classifier) *labelRows {
 	type T = label
 	t := newTable[T]("engagement_label_rows", nil, []column[T]{
-		integer("classifier_version", func(l *T) uint32 { return l.version }),
+		whole("classifier_version", clickhouse.NewUInt32(), func(r *row[T]) uint32 { return r.rec.version }),
 		id("run_id", func(l *T) identity.ID { return l.RunID }),
 		id("message_id", func(l *T) identity.ID { return l.MessageID }),
 		id("engagement_id", func(l *T) identity.ID { return l.EngagementID }),
@@ -58,7 +59,10 @@ func newLabelRows(classifiers []*classify.Classifier) *labelRows {
 	// The hit says where it lay; of its label only the order matters.
 	elsewhere := func(name string) bool { return name == "kafka_topic" || name == "kafka_partition" }
 	t.columns = slices.DeleteFunc(t.columns, func(c column[T]) bool { return elsewhere(c.name) })
-	t.names = slices.DeleteFunc(t.names, elsewhere)
+	t.names, t.values = nil, nil
+	for _, c := range t.columns {
+		t.names, t.values = append(t.names, c.name), append(t.values, c.values)
+	}
 	return &labelRows{table: t, classifiers: classifiers}
 }
 
@@ -66,7 +70,7 @@ func (t *labelRows) label(e *event.Engagement, name topic.Name, r *kgo.Record) e
 	for _, c := range t.classifiers {
 		l := label{Engagement: *e, version: c.Version()}
 		l.label, l.rule = c.Classify(classify.Hit{Kind: e.Kind, Method: e.Method, Purpose: e.Purpose, UserAgent: e.UserAgent, Network: e.Network, LatencyMs: e.LatencyMs})
-		if err := t.add(l, name, r); err != nil {
+		if err := t.add(&l, name, r); err != nil {
 			return err
 		}
 	}
@@ -76,7 +80,7 @@ func (t *labelRows) label(e *event.Engagement, name topic.Name, r *kgo.Record) e
 // flush inserts the labels. The first of all puts the newest version in force, if
 // none is; from then on that is hikyaku reclassify's to do.
 func (t *labelRows) flush(ctx context.Context, into Database) (int, error) {
-	if len(t.rows) > 0 && !t.begun {
+	if t.values[0].Rows() > 0 && !t.begun {
 		newest := t.classifiers[len(t.classifiers)-1]
 		if err := into.Exec(ctx, "INSERT INTO classifier_rows (version, put_at, rules_sha256) SELECT ?, toDateTime64(?, 6, 'UTC'), ? WHERE (SELECT count() FROM classifier_rows) = 0",
 			newest.Version(), time.Now().UTC().Format("2006-01-02 15:04:05.000000"), newest.SHA256()); err != nil {
