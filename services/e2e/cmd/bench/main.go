@@ -25,8 +25,11 @@ type result struct {
 	Ceiling    *float64 `json:"ceiling"` // null where what measures it is not installed
 	CeilingOf  string   `json:"ceiling_of"`
 	Ratio      *float64 `json:"ratio"`
-	PeakRSSMiB float64  `json:"peak_rss_mib"` // of all processes together; for import and export of the importer
-	Commit     string   `json:"commit"`
+	PeakRSSMiB float64  `json:"peak_rss_mib"` // of all processes together; for import and export of the importer, for sink of the collector
+	Commit     string   `json:"commit,omitempty"`
+
+	// Also is what else was measured in the same run, each with its own ceiling.
+	Also []*result `json:"also,omitempty"`
 }
 
 func (r *result) against(ceiling float64, of string) {
@@ -45,6 +48,7 @@ var benchmarks = map[string]struct {
 	"campaign": {"a campaign end to end, every process counted", campaign},
 	"export":   {"profiles in ClickHouse to files on S3", exportsBench},
 	"import":   {"a file on S3 to committed records, one import and several at once", imports},
+	"sink":     {"full topics to rows in ClickHouse: events, then outcomes with messages kept", sinkBench},
 }
 
 func main() { os.Exit(run()) }
