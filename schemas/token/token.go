@@ -36,6 +36,9 @@ const (
 	Click       Purpose = 'c'
 	Open        Purpose = 'o'
 	Unsubscribe Purpose = 'u'
+	// Echo is what a provider is given with a message and says in its reports. Who
+	// reads the mail may see it: it opens nothing without the provider's signature.
+	Echo Purpose = 'e'
 )
 
 // Token is what a link carries.

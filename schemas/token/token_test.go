@@ -91,3 +91,26 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// What a provider echoes is good for that alone, and fits where providers have
+// room for it: SES takes tags of 256 letters, digits, - and _.
+func TestEchoIsNoLink(t *testing.T) {
+	t.Parallel()
+	k := keys(t)
+	want := token.Token{Purpose: token.Echo, MessageID: identity.Hash("m"), RunID: identity.Hash("r"), Channel: "email", CampaignID: "thanks-2011", UserID: "customer-0000012347"}
+	text, err := k.Append(nil, "k2", &want)
+	require.NoError(t, err)
+	require.Regexp(t, `^[A-Za-z0-9_-]{1,256}$`, string(text))
+	got, err := k.Parse(token.Echo, string(text))
+	require.NoError(t, err)
+	require.Equal(t, want, *got)
+	for _, other := range []token.Purpose{token.Click, token.Open, token.Unsubscribe} {
+		_, err := k.Parse(other, string(text))
+		require.ErrorIs(t, err, token.ErrInvalid)
+		want.Purpose = other
+		link, err := k.Append(nil, "k2", &want)
+		require.NoError(t, err)
+		_, err = k.Parse(token.Echo, string(link))
+		require.ErrorIs(t, err, token.ErrInvalid, "a link of the mail is no report")
+	}
+}

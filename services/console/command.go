@@ -157,7 +157,7 @@ without them it talks to the stack that scripts/quickstart starts; hikyaku help 
 	root.PersistentFlags().BoolVar(&a.showSQL, "sql", false, "show the queries behind the numbers on stderr")
 	root.PersistentFlags().DurationVar(&a.patience, "timeout", 10*time.Second, "how long to wait for Kafka, the registry or ClickHouse to answer")
 	root.AddCommand(a.applyCommand(), a.getCommand(), a.audienceCommand(), a.previewCommand(), a.importCommand(), a.importsCommand(), a.exportCommand(), a.exportsCommand(), a.sendTestCommand(), a.startCommand(),
-		a.statusCommand(), a.cancelCommand(), a.balanceCommand(), a.funnelCommand(), a.explainCommand(), a.topicCommand(), a.deadLettersCommand(), a.sqlCommand(), settings())
+		a.statusCommand(), a.cancelCommand(), a.balanceCommand(), a.funnelCommand(), a.explainCommand(), a.unsuppressCommand(), a.eraseCommand(), a.topicCommand(), a.deadLettersCommand(), a.sqlCommand(), settings())
 	return root
 }
 

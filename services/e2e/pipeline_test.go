@@ -13,6 +13,8 @@ import (
 
 	"github.com/sethvargo/go-envconfig"
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	migrations "github.com/hikyaku/hikyaku/schemas/clickhouse"
 	"github.com/hikyaku/hikyaku/schemas/definition"
@@ -264,11 +266,12 @@ at: {segment: tasters}
 }
 
 // Opens, clicks and an unsubscription are seen in the funnel, and whoever
-// unsubscribed is excluded from the next run.
+// unsubscribed is excluded from the next run. Whoever is erased is nowhere any more, not
+// even when everything is read again from the beginning, and every number stays.
 func TestWhatReadersDoIsCountedAndActedOn(t *testing.T) {
 	s := startStack(t)
 	s.provision()
-	s.services()
+	stop := s.services()
 	s.define("")
 	people := makePopulation(40)
 	s.drop(people)
@@ -313,6 +316,81 @@ func TestWhatReadersDoIsCountedAndActedOn(t *testing.T) {
 	b := s.run("greeting", "--again", "--yes")
 	require.True(t, b.Balanced)
 	require.Equal(t, people.unsubscribed+1, b.Excluded["unsubscribed"])
+
+	reader := s.rows("SELECT user_id FROM engagements WHERE kind = 'unsubscribed'")[0]["user_id"].(string)
+	numbers := func() any {
+		var all []any
+		for _, query := range []string{"SELECT * FROM funnel ORDER BY ALL", "SELECT * EXCEPT (note) FROM run_balance ORDER BY ALL",
+			"SELECT class, count() AS messages, uniqExact(user_id) AS people FROM messages GROUP BY class ORDER BY class"} {
+			all = append(all, s.rows(query))
+		}
+		return all
+	}
+	naming := func() (found []string) {
+		for _, table := range s.rows("SELECT name FROM system.tables WHERE database = currentDatabase() AND name LIKE '%\\_rows'") {
+			for _, n := range s.rows(fmt.Sprintf("SELECT count() AS n FROM %s AS t WHERE position(toString(tuple(t.*)), '%s') > 0", table["name"], reader)) {
+				if n["n"] != 0.0 {
+					found = append(found, table["name"].(string))
+				}
+			}
+		}
+		return found
+	}
+	before := numbers()
+	require.Subset(t, naming(), []string{"profile_rows", "outcome_rows", "engagement_rows", "message_input_rows", "message_rows"})
+	var erased struct{ Removed, Unlinked, Left map[string]uint64 }
+	s.hikyaku(&erased, "erase", reader, "--yes")
+	require.NotZero(t, erased.Removed["profile_rows"])
+	require.NotZero(t, erased.Unlinked["message_rows"])
+	require.Empty(t, erased.Left)
+	require.Empty(t, naming())
+	require.Equal(t, before, numbers())
+	s.hikyaku(&erased, "erase", reader, "--yes") // once more: nothing is left to do
+	require.Empty(t, naming())
+
+	stop()
+	s.rewindSink()
+	s.services()
+	s.eventually("the sink has read everything again", s.sunk)
+	require.Empty(t, naming())
+	require.Equal(t, before, numbers())
+	var audience struct{ Members int64 }
+	s.hikyaku(&audience, "audience", "adults")
+	require.Equal(t, people.audience-1, audience.Members)
+}
+
+// rewindSink lets the sink, which does not run, begin everything again.
+func (s *stack) rewindSink() {
+	s.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
+	require.NoError(s.t, err)
+	defer client.Close()
+	adm := kadm.NewClient(client)
+	group := topic.GroupSink.In(s.namespace)
+	// Its name is kept for it until the session ends.
+	left, err := adm.LeaveGroup(s.t.Context(), kadm.LeaveGroup(group).InstanceIDs(topic.Collector+"-0"))
+	require.NoError(s.t, err)
+	require.NoError(s.t, left.Error())
+	names := make([]string, 0, 8)
+	for _, name := range topic.ReadBy(topic.GroupSink) {
+		names = append(names, name.In(s.namespace))
+	}
+	starts, err := adm.ListStartOffsets(s.t.Context(), names...)
+	require.NoError(s.t, err)
+	require.NoError(s.t, starts.Error())
+	require.NoError(s.t, adm.CommitAllOffsets(s.t.Context(), group, starts.Offsets()))
+}
+
+// sunk reports whether the sink has passed all there is.
+func (s *stack) sunk() bool {
+	s.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
+	require.NoError(s.t, err)
+	defer client.Close()
+	lag, err := kadm.NewClient(client).Lag(s.t.Context(), topic.GroupSink.In(s.namespace))
+	require.NoError(s.t, err)
+	group := lag[topic.GroupSink.In(s.namespace)]
+	return group.Error() == nil && group.Lag.Total() == 0
 }
 
 // A cancelled run ends and balances: what was not sent is accounted for.

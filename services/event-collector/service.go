@@ -5,10 +5,13 @@ package collector
 
 import (
 	"context"
+	"fmt"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
@@ -28,8 +31,10 @@ type Service struct {
 	front *front         // intake
 	out   *output.Writer // intake
 
-	conn *clickhouse.Conn // sink
-	sink *sink.Sink       // sink
+	conn     *clickhouse.Conn // sink
+	erasures *kafka.Table     // sink
+	sink     *sink.Sink       // sink
+	progress *sink.Progress   // sink
 }
 
 // New validates and wires; it opens nothing.
@@ -57,7 +62,22 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 }
 
 func (s *Service) sinkInto(conn *clickhouse.Conn) {
+	erased := sink.NewErased(s.cfg.Kafka.Namespace)
+	s.erasures = s.cluster.Table([]topic.Name{topic.Erasures}, func(r *kgo.Record) error {
+		if r.Value == nil {
+			return nil
+		}
+		x := new(event.Erasure)
+		if err := s.cluster.Decode(r, x); err != nil {
+			// Whoever it names would be stored again: nothing is, until it can be read.
+			return fmt.Errorf("reading whom the erasure at offset %d names: %w", r.Offset, err)
+		}
+		erased.Put(x)
+		return nil
+	})
 	s.conn, s.sink = conn, sink.New(s.cluster, conn, s.tel.Registry)
+	s.sink.LeaveOut(erased, s.erasures.CaughtUp)
+	s.progress = sink.NewProgress(s.cluster, conn, s.tel.Registry, s.tel.Log)
 }
 
 // Run collects until ctx ends.
@@ -108,12 +128,25 @@ func (s *Service) runSink(ctx context.Context) error {
 	watch, stop := context.WithCancel(ctx)
 	defer stop()
 	go s.watchClickHouse(watch)
+	measured := make(chan struct{})
+	go func() { defer close(measured); s.progress.Run(watch) }()
+	defer func() { stop(); <-measured }()
+	// The table outlives the loop, which asks it until its last batch is done.
+	reading, end := context.WithCancel(context.WithoutCancel(ctx))
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.erasures.Run(reading) })
+	g.Go(func() error { defer end(); return s.sinkLoop(ctx) })
+	return g.Wait()
+}
+
+func (s *Service) sinkLoop(ctx context.Context) error {
 	return s.cluster.RunEffect(ctx, kafka.EffectOptions{
 		Group: topic.GroupSink, Topics: topic.ReadBy(topic.GroupSink),
 		MaxPollRecords: s.cfg.Sink.BatchRecords, MaxPollBytes: s.cfg.Sink.BatchMiB << 20, Linger: s.cfg.Sink.Linger, Quiet: quiet, Pace: pace,
 		// The freshness barrier and the balance wait for this group to pass the
 		// markers of transactions.
 		KeepControlRecords: true,
+		Assigned:           s.progress.Assigned,
 		Handler:            s.sink,
 	})
 }

@@ -178,10 +178,11 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 		s.record(topic.Events, "u1", &event.Event{EventID: "e1", UserID: "u1", AnonymousID: "anon", Name: "purchase", OccurredAt: noon, ReceivedAt: noon.Add(time.Second),
 			Source: "api:web", Properties: named(anyValue)}),
 		s.record(topic.Profiles, "u1", &event.Profile{UserID: "u1", Revision: 7,
-			Attributes: []event.Attribute{{Name: "age", Value: event.Int(41), SetAt: noon, SetBy: "x"}, {Name: "plan", Value: event.String("gold"), SetAt: noon, SetBy: "x"}},
-			Addresses:  []event.Address{{Channel: "email", Address: "u1@example.test", OccurredAt: noon}, {Channel: "sms", OccurredAt: noon}},
-			Consents:   []event.Consent{{Channel: "email", Consent: "unsubscribed", OccurredAt: noon}},
-			Locale:     "ja", TimeZone: "Asia/Tokyo", AccountID: "acme", CreatedAt: noon, UpdatedAt: noon.Add(time.Hour)}),
+			Attributes:   []event.Attribute{{Name: "age", Value: event.Int(41), SetAt: noon, SetBy: "x"}, {Name: "plan", Value: event.String("gold"), SetAt: noon, SetBy: "x"}},
+			Addresses:    []event.Address{{Channel: "email", Address: "u1@example.test", OccurredAt: noon}, {Channel: "sms", OccurredAt: noon}},
+			Consents:     []event.Consent{{Channel: "email", Consent: "unsubscribed", OccurredAt: noon}},
+			Suppressions: []event.Suppression{{Channel: "email", Address: "old@example.test", Reason: "complained", OccurredAt: noon}, {Channel: "email", Address: "u1@example.test", Reason: "bounced", OccurredAt: noon}},
+			Locale:       "ja", TimeZone: "Asia/Tokyo", AccountID: "acme", CreatedAt: noon, UpdatedAt: noon.Add(time.Hour)}),
 		s.record(topic.SegmentMembers, "u1", &event.SegmentMember{SegmentID: "tasters", ImportID: importID, UserID: "u1", OccurredAt: noon, Line: 12, Attributes: named(anyValue)}),
 		input,
 		s.record(topic.Outcomes, "u1", outcome("u1", "accepted", "", 1)),
@@ -214,7 +215,7 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 		"events": {"event_id = 'e1'", "user_id = 'u1'", "anonymous_id = 'anon'", "name = 'purchase'", at("occurred_at", "12:00:00.123456"), at("received_at", "12:00:01.123456"),
 			"source = 'api:web'", "(prop_string, prop_int, prop_float, prop_bool, prop_time, prop_json) = " + typed, origin(topic.Events), "properties.j.a[2] = 2"},
 		"profiles": {"user_id = 'u1'", "revision = 7", "attr_string = map('plan','gold')", "attr_int = map('age',41)", "empty(attr_json)", "addresses = map('email','u1@example.test')",
-			"consents = map('email','unsubscribed')", "locale = 'ja'", "time_zone = 'Asia/Tokyo'", "account_id = 'acme'", at("created_at", "12:00:00.123456"), at("updated_at", "13:00:00.123456"), origin(topic.Profiles)},
+			"consents = map('email','unsubscribed')", "suppressions = map('email','bounced')", "locale = 'ja'", "time_zone = 'Asia/Tokyo'", "account_id = 'acme'", at("created_at", "12:00:00.123456"), at("updated_at", "13:00:00.123456"), origin(topic.Profiles)},
 		"segment_members": {"segment_id = 'tasters'", "import_id = " + imp, "user_id = 'u1'", "line = 12", at("occurred_at", "12:00:00.123456"), origin(topic.SegmentMembers),
 			`toString(attributes.s) = 'a "quoted" 飛脚'`, "toInt64(attributes.i) = 9007199254740993"},
 		"message_inputs": {"message_id = " + msg, "run_id = " + run, "campaign_id = 'autumn'", "campaign_version = 3", "template_id = 'thanks'", "template_version = 4", "lane = 'bulk'", "user_id = 'u1'",
@@ -319,10 +320,11 @@ func TestTheEventsOfAnUndoneImportAreGoneAndMayComeAgain(t *testing.T) {
 
 var views = []string{"imports", "events", "profiles", "segment_members", "outcomes", "engagements", "message_inputs", "messages", "runs", "run_shards", "run_counters", "run_balance", "run_counts", "funnel"}
 
+// snapshot is all that the views say, but for the moment up to which they do.
 func snapshot(t testing.TB, conn *clickhouse.Conn) map[string]string {
 	out := map[string]string{}
 	for _, view := range views {
-		out[view] = strings.Join(lines(t, conn, "SELECT formatRow('JSONEachRow', *) AS line FROM "+view+" ORDER BY line"), "")
+		out[view] = strings.Join(lines(t, conn, "SELECT formatRow('JSONEachRow', * EXCEPT (complete_until)) AS line FROM "+view+" ORDER BY line"), "")
 	}
 	return out
 }
@@ -400,6 +402,7 @@ func TestClickHouseAwayIsWaitedForAndSaid(t *testing.T) {
 	}, "nobody says that ClickHouse is away")
 	require.Equal(t, r.Offset, s.Committed(t, topic.GroupSink)[topic.Events][r.Partition], "the offset waits for the row")
 	require.Empty(t, s.All(t, topic.DeadLettersCollector), "an outage is nobody's fault")
+	require.True(t, s.completeUntil().Before(r.Timestamp), "the freshness mark waits for the row")
 
 	away.off.Store(false)
 	s.waitUntilSunk()
@@ -421,6 +424,27 @@ func TestTheCommittedOffsetPassesMarkersAndAbortedTransactions(t *testing.T) {
 	}
 	s.waitUntilSunk()
 	require.Equal(t, []string{fmt.Sprint("user-", kgo.TryCommit)}, lines(t, s.conn, "SELECT user_id FROM profiles"))
+
+	written := time.Now()
+	kafkatest.Eventually(t, func() bool { return s.completeUntil().After(written) }, "the freshness mark does not pass what is stored, or idle partitions")
+	require.False(t, s.completeUntil().After(time.Now()))
+	require.Equal(t, []string{"{\"lag\":0}\n"}, lines(t, s.conn, "SELECT formatRow('JSONEachRow', lag) FROM freshness"))
+	of := "SELECT toString(passed_offset) || ' of ' || toString(end_offset) FROM sink_progress WHERE topic = 'profiles' ORDER BY partition"
+	var want []string
+	ends, err := s.writer.HighWatermarks(t.Context(), topic.Profiles)
+	require.NoError(t, err)
+	for p := range int32(len(ends[topic.Profiles])) {
+		want = append(want, fmt.Sprintf("%d of %[1]d", ends[topic.Profiles][p]))
+	}
+	require.Equal(t, want, lines(t, s.conn, of))
+	require.Equal(t, len(topic.ReadBy(topic.GroupSink)), len(lines(t, s.conn, "SELECT toString(topic) FROM topic_freshness")))
+}
+
+// completeUntil is what the view freshness says.
+func (s *stage) completeUntil() (at time.Time) {
+	s.t.Helper()
+	require.NoError(s.t, s.conn.QueryRow(s.t.Context(), "SELECT complete_until FROM freshness").Scan(&at))
+	return at
 }
 
 func TestATableThatIsMissingStopsTheLine(t *testing.T) {

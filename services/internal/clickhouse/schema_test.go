@@ -184,6 +184,10 @@ func history(rng *rand.Rand, run uuid.UUID, people int) (rows []tableRow) {
 		}
 	}
 	rows = append(rows, tableRow{"classifier_rows", row{"version": uint32(1), "put_at": day0, "rules_sha256": "ab"}})
+	for p := range 2 {
+		rows = append(rows, tableRow{"sink_progress_rows", row{"topic": "outcomes", "partition": int32(p), "passed_offset": rng.Int64N(9), "end_offset": rng.Int64N(20),
+			"complete_until": day0.Add(time.Duration(rng.IntN(1e6)) * time.Millisecond), "looked_at": day0.Add(time.Duration(rng.IntN(1e6)) * time.Millisecond)}})
+	}
 	for range 3 {
 		add("run_rows", row{"run_id": run, "campaign_id": "autumn", "state": "sending", "note": fmt.Sprint(rng.IntN(100)), "segments": map[string][]uuid.UUID{"s": {run}}})
 		add("import_rows", row{"import_id": run, "state": "reading", "rows": rng.Int64N(100)})
@@ -271,7 +275,7 @@ func classOf(outcomes []outcome) (class, reason string) {
 		switch o.name {
 		case "excluded":
 			return "excluded", o.reason
-		case "accepted":
+		case "accepted", "delivered", "bounced", "complained":
 			return "accepted", ""
 		}
 		r, ends := rank[o.name]
@@ -296,7 +300,7 @@ func TestTheClassOfAMessageIsTheRuleWhateverOrderItsOutcomesComeIn(t *testing.T)
 	c := clickhousetest.Open(t)
 	anOutcome := rapid.Custom(func(r *rapid.T) outcome {
 		return outcome{
-			name: rapid.SampledFrom([]string{"rendered", "rejected", "accepted", "deferred", "deferred", "failed", "uncertain", "uncertain", "expired", "cancelled", "parked", "replayed"}).Draw(r, "outcome"),
+			name: rapid.SampledFrom([]string{"rendered", "rejected", "accepted", "deferred", "deferred", "failed", "uncertain", "uncertain", "expired", "cancelled", "parked", "replayed", "delivered", "bounced", "complained", "delayed"}).Draw(r, "outcome"),
 			// Attempts of two digits, and what comes before the first: text must compare as numbers do.
 			attempt: rapid.SampledFrom([]int32{-1, 0, 1, 2, 9, 10, 11}).Draw(r, "attempt"),
 			reason:  rapid.SampledFrom([]string{"", "a", "b"}).Draw(r, "reason"),

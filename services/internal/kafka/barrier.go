@@ -76,18 +76,36 @@ func (c *Cluster) ends(ctx context.Context, list func(context.Context, ...string
 	return m, nil
 }
 
-// Passed returns what a group has still to pass of a mark, by topic; empty when its
-// committed offsets have passed it. Topics of the mark that the group does not
-// read are left out. A committed offset passes transaction markers only in groups
-// that keep control records. Errors are Transient.
-func (c *Cluster) Passed(ctx context.Context, group topic.Group, m Mark) ([]Behind, error) {
-	reads := topic.ReadBy(group)
+// Committed returns the offsets that a group has committed, of topics that it has
+// ever read. Errors are Transient.
+func (c *Cluster) Committed(ctx context.Context, group topic.Group) (Mark, error) {
 	committed, err := c.adm.FetchOffsets(ctx, group.In(c.cfg.Namespace))
 	if err == nil {
 		err = committed.Error()
 	}
 	if err != nil {
 		return nil, fault.Transient(fmt.Errorf("fetching the offsets of group %s: %w", group, err))
+	}
+	m := Mark{}
+	committed.Each(func(o kadm.OffsetResponse) {
+		name := c.NameOf(o.Topic)
+		if m[name] == nil {
+			m[name] = map[int32]int64{}
+		}
+		m[name][o.Partition] = max(0, o.At)
+	})
+	return m, nil
+}
+
+// Passed returns what a group has still to pass of a mark, by topic; empty when its
+// committed offsets have passed it. Topics of the mark that the group does not
+// read are left out. A committed offset passes transaction markers only in groups
+// that keep control records. Errors are Transient.
+func (c *Cluster) Passed(ctx context.Context, group topic.Group, m Mark) ([]Behind, error) {
+	reads := topic.ReadBy(group)
+	committed, err := c.Committed(ctx, group)
+	if err != nil {
+		return nil, err
 	}
 	var behind []Behind
 	for name, partitions := range m {
@@ -96,11 +114,7 @@ func (c *Cluster) Passed(ctx context.Context, group topic.Group, m Mark) ([]Behi
 		}
 		b := Behind{Group: group, Topic: name}
 		for p, mark := range partitions {
-			at := int64(0) // none committed: nothing passed
-			if o, ok := committed.Lookup(name.In(c.cfg.Namespace), p); ok {
-				at = max(0, o.At)
-			}
-			b.Records += max(0, mark-at)
+			b.Records += max(0, mark-committed[name][p]) // none committed: nothing passed
 		}
 		if b.Records > 0 {
 			behind = append(behind, b)

@@ -50,7 +50,10 @@ type EffectOptions struct {
 	// KeepControlRecords lets the committed offset pass transaction markers: for
 	// groups that the freshness barrier waits for.
 	KeepControlRecords bool
-	Handler            Handler
+	// Assigned is told which partitions this member has, by topic without namespace:
+	// none when they are gone. It is called by the client's goroutine, and must not wait.
+	Assigned func(partitions map[topic.Name][]int32)
+	Handler  Handler
 }
 
 // RunEffect reads and acts until ctx ends; then it finishes the batch in hand,
@@ -82,7 +85,7 @@ func (c *Cluster) RunEffect(ctx context.Context, o EffectOptions) error {
 	}
 	l.quiet, l.between = o.Quiet, o.Pace
 	h := l.hooks()
-	h.gone = l.onGone
+	h.assigned, h.gone = l.onAssigned, l.onGone
 	bounded, closer := closable(ctx)
 	cl, err := kgo.NewClient(join(
 		c.clientOptions(string(o.Group)),
@@ -408,10 +411,25 @@ func (l *effectLoop) commit(ctx context.Context) error {
 	return fault.Fatal(fmt.Errorf("committing the offsets of group %s: %w", l.o.Group, failed))
 }
 
+func (l *effectLoop) onAssigned(partitions map[string][]int32) {
+	l.assigned(partitions)
+	if l.o.Assigned == nil {
+		return
+	}
+	named := make(map[topic.Name][]int32, len(partitions))
+	for t, ps := range partitions {
+		named[l.c.NameOf(t)] = ps
+	}
+	l.o.Assigned(named)
+}
+
 // onGone commits what an earlier commit could not, if that can still succeed, and
 // forgets it: the next owner begins at what is committed.
 func (l *effectLoop) onGone(cl *kgo.Client, partitions map[string][]int32, orderly bool) {
 	l.membership.gone(cl, partitions, orderly)
+	if l.o.Assigned != nil {
+		l.o.Assigned(nil)
+	}
 	if orderly {
 		ctx, cancel := context.WithTimeout(l.work, 5*time.Second)
 		defer cancel()

@@ -36,6 +36,7 @@ type Database interface {
 type Source interface {
 	Decode(r *kgo.Record, into event.Record) error
 	NameOf(kafkaTopic string) topic.Name
+	Record(name topic.Name, key string, rec event.Record) (*kgo.Record, error)
 }
 
 // reader turns the records of a topic into rows that wait in their tables.
@@ -89,10 +90,18 @@ func (u *undoneEvents) flush(ctx context.Context, db Database) (int, error) {
 type Sink struct {
 	source  Source
 	into    Database
+	erased  *Erased
+	caught  func(context.Context) error // erased knows of everybody who was erased when it was called
 	readers map[topic.Name]reader
 	stores  []store
 	rows    *prometheus.CounterVec
 	seconds *prometheus.HistogramVec
+}
+
+// LeaveOut makes the sink leave out who was erased. It stores no batch until caught has
+// returned, which waits until everybody is known who was erased before it was called.
+func (s *Sink) LeaveOut(erased *Erased, caught func(context.Context) error) {
+	s.erased, s.caught = erased, caught
 }
 
 // New returns a sink whose metrics are registered with reg.
@@ -102,7 +111,7 @@ func New(source Source, into Database, reg prometheus.Registerer) *Sink {
 	imports := &importRows{newImportRows(), &undoneEvents{}}
 	runs := &runRows{newRunRows(), newRunShardRows(), newRunCounterRows()}
 	s := &Sink{
-		source: source, into: into,
+		source: source, into: into, erased: NewErased(""), caught: func(context.Context) error { return nil },
 		readers: map[topic.Name]reader{
 			topic.Events: events, topic.Profiles: profiles, topic.SegmentMembers: members,
 			topic.MessageRequestsBulk: inputs, topic.Outcomes: outcomes, topic.Engagements: engagements,
@@ -132,6 +141,9 @@ func (s *Sink) Handle(ctx context.Context, records []*kgo.Record) (int, error) {
 			t.forget()
 		}
 	}()
+	if err := s.caught(ctx); err != nil {
+		return 0, fault.Transient(fmt.Errorf("reading who was erased: %w", err))
+	}
 	n, unreadable := s.read(records)
 	crash.At(crash.SinkGathered)
 	for _, t := range s.stores {
@@ -155,6 +167,13 @@ func (s *Sink) read(records []*kgo.Record) (int, error) {
 		to, ok := s.readers[name]
 		if !ok {
 			return n, fault.Fatal(fmt.Errorf("the sink has no table for the topic %s", name))
+		}
+		r, err := s.erased.without(s.source, name, r)
+		if r == nil && err == nil {
+			continue
+		}
+		if err != nil {
+			return n, fmt.Errorf("leaving a person out of %s: %w", name, err)
 		}
 		if err := to.read(s.source, name, r); err != nil {
 			return n, fmt.Errorf("making a row of %s/%d at offset %d: %w", name, r.Partition, r.Offset, err)

@@ -11,6 +11,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/admit"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
 
@@ -60,6 +61,14 @@ func newProfileRows() *table[event.Profile, *event.Profile] {
 			listed("consents", func(p *T, into *entries) {
 				for i := range p.Consents {
 					into.Put(into.names.of(p.Consents[i].Channel), into.names.of(p.Consents[i].Consent))
+				}
+			}),
+			listed("suppressions", func(p *T, into *entries) {
+				for i := range p.Addresses {
+					a := &p.Addresses[i]
+					if reason := admit.SuppressedFor(p, a.Channel, a.Address); reason != "" && a.Address != "" {
+						into.Put(into.names.of(a.Channel), into.names.of(reason))
+					}
 				}
 			}),
 			word("locale", func(p *T) string { return p.Locale }),
