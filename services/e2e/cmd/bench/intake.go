@@ -94,11 +94,10 @@ type intakeRun struct {
 
 // taken is one step.
 type taken struct {
-	rate                 float64 // events or requests a second
-	p50, p99             time.Duration
-	collector, embedded  float64 // CPU, µs for each event or request
-	peak, begin, ended   float64 // MiB, of the collector
-	records, lost, wrong int64
+	rate                float64 // events or requests a second
+	p50, p99            time.Duration
+	collector, embedded float64 // CPU, µs for each event or request
+	peak, begin, ended  float64 // MiB, of the collector
 }
 
 const benchBatch = 100
