@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -40,15 +41,19 @@ func intakeBench(ctx context.Context, root string, args []string) (*result, erro
 	singles := flags.Int("singles", 64, "connections that send single events, and clicks")
 	seconds := flags.Duration("time", 8*time.Second, "how long each step takes")
 	rounds := flags.Int("rounds", 1, "how often everything is measured; the best of each counts")
+	steps := flags.String("steps", "", "only steps whose names match, a regular expression: parse, publish, batches, single events, clicks, batches half, single half")
 	profiles := flags.String("profile", "", "directory for a CPU profile of the collector and of the embedded stack in each step")
 	if err := flags.Parse(args); err != nil {
 		return nil, flag.ErrHelp
 	}
+	wanted, err := regexp.Compile(*steps)
+	if err != nil {
+		return nil, err
+	}
 	if *connections < 1 || *singles < 1 || *rounds < 1 || *seconds < 2*time.Second {
 		return nil, errors.New("connections and rounds are at least 1, a step takes 2s or more")
 	}
-	b := &intakeRun{ctx: ctx, root: root, bin: filepath.Join(root, "bin"), seconds: *seconds, profiles: *profiles, best: map[string]taken{}}
-	var err error
+	b := &intakeRun{ctx: ctx, root: root, bin: filepath.Join(root, "bin"), seconds: *seconds, profiles: *profiles, wanted: wanted, best: map[string]taken{}}
 	if b.dir, err = os.MkdirTemp("", "hikyaku-bench-"); err != nil {
 		return nil, err
 	}
@@ -82,6 +87,7 @@ type intakeRun struct {
 	root, bin, dir string
 	seconds        time.Duration
 	profiles       string
+	wanted         *regexp.Regexp
 	children       *children
 	collector      *child
 	addr           map[string]string
@@ -160,16 +166,19 @@ func (b *intakeRun) run(connections, singles, rounds int) (*result, error) {
 		}
 		// At half of the highest rate, each timed from when it was due, more connections
 		// than are needed: nothing waits for its sender.
-		if err := b.step("batches, half", 128, batchRequests, benchBatch, http.StatusOK, topic.Events, b.best["batches"].rate/2/benchBatch); err != nil {
+		if err := b.step("batches half", 128, batchRequests, benchBatch, http.StatusOK, topic.Events, b.best["batches"].rate/2/benchBatch); err != nil {
 			return nil, err
 		}
-		if err := b.step("single, half", 256, singleRequests, 1, http.StatusOK, topic.Events, b.best["single events"].rate/2); err != nil {
+		if err := b.step("single half", 256, singleRequests, 1, http.StatusOK, topic.Events, b.best["single events"].rate/2); err != nil {
 			return nil, err
 		}
 	}
-	ceiling := 1 / (1/b.best["parse"].rate + 1/b.best["publish"].rate)
+	ceiling := 0.0
+	if parse, publish := b.best["parse"].rate, b.best["publish"].rate; parse > 0 && publish > 0 {
+		ceiling = 1 / (1/parse + 1/publish)
+	}
 	r := &result{Rate: b.best["batches"].rate, Unit: "events/s", Singles: b.best["single events"].rate, Clicks: b.best["clicks"].rate,
-		P99Ms: float64(b.best["single, half"].p99.Microseconds()) / 1000, BatchP99Ms: float64(b.best["batches, half"].p99.Microseconds()) / 1000}
+		P99Ms: float64(b.best["single half"].p99.Microseconds()) / 1000, BatchP99Ms: float64(b.best["batches half"].p99.Microseconds()) / 1000}
 	for _, t := range b.best {
 		r.PeakRSSMiB = max(r.PeakRSSMiB, t.peak)
 	}
@@ -243,6 +252,9 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // half measures one half of intake alone.
 func (b *intakeRun) half(name, program string) error {
+	if !b.wanted.MatchString(name) {
+		return nil
+	}
 	args := []string{"-test.run=^$", "-test.benchtime=3s", "-test.bench=^BenchmarkCeiling" + strings.ToUpper(name[:1]) + name[1:] + "$"}
 	if name == "publish" {
 		args[1] = "-test.benchtime=1x"
@@ -288,6 +300,11 @@ func (b *intakeRun) start() error {
 
 // step sends for a while: as fast as answers come, or so many a second if perSecond is not 0.
 func (b *intakeRun) step(name string, conns int, requests [][]byte, each, status int, to topic.Name, perSecond float64) error {
+	if base, _, half := strings.Cut(name, " half"); !b.wanted.MatchString(name) || half && perSecond == 0 {
+		return nil // of what was not measured there is no half
+	} else if half {
+		fmt.Fprintf(os.Stderr, "%s at %.0f requests/s\n", base, perSecond)
+	}
 	if err := b.start(); err != nil {
 		return err
 	}
