@@ -29,7 +29,7 @@ func mutants() []mutant {
 			"	switch item.state {\n	case itemAnswered:\n		l.inHand--", "	if true {\n		return\n	}\n	switch item.state {\n	case itemAnswered:\n		l.inHand--",
 			internal, "./kafka", "TestEachMessageIsCalledOnceAndTheOffsetsReachTheEnd"},
 		{"I1", "the sink's offset moves although a table refused its rows", "services/event-collector/internal/sink/sink.go",
-			"			return 0, err\n		}\n	}\n	return n, unreadable", "			return n, unreadable\n		}\n	}\n	return n, unreadable",
+			"		return 0, failed\n	}\n	return n, unreadable", "		return n, unreadable\n	}\n	return n, unreadable",
 			"services/event-collector", ".", "TestATableThatIsMissingStopsTheLine"},
 		{"I1", "a store that missed a commit is believed", resolver + "/assign.go",
 			"err = l.cluster.ReadPartition(ctx, name, partition, mark.Offset, end,", "err = l.cluster.ReadPartition(ctx, name, partition, max(mark.Offset, end), end,",
