@@ -472,10 +472,7 @@ func (s *Spool) repair() error {
 func (s *Spool) tidy() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.broken || s.records > 0 || s.gathered > 0 || len(s.segments) == 0 {
-		return
-	}
-	if at := s.segments[len(s.segments)-1]; s.mark.segment < at.number || s.mark.offset < at.bytes {
+	if s.broken || s.records > 0 || s.gathered > 0 {
 		return
 	}
 	if err := s.letGo(); err != nil {
