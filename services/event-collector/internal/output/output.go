@@ -150,6 +150,9 @@ func (w *Writer) Stop(ctx context.Context) error {
 	return err
 }
 
+// Direct reports whether Kafka gets what is written, and the spool is empty.
+func (w *Writer) Direct() bool { return w.direct.Load() }
+
 // Write returns nil when every in-sync replica has all entries, or the local disk has (I1). Errors:
 // ErrFull; ErrAway when the spool's disk fails, or ctx ends first; anything else is about the
 // entries.
