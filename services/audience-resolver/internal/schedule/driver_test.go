@@ -254,3 +254,14 @@ func TestWhenAScheduledCampaignIsDue(t *testing.T) {
 		require.Equal(t, c.late, why != "")
 	}
 }
+
+// What counts as success is fixed when the run starts, as everything else of it is.
+func TestARunCarriesItsCampaignsGoal(t *testing.T) {
+	t.Parallel()
+	campaign := &definition.Campaign{ID: "c", Goal: &definition.Goal{Event: "purchase", Within: definition.Duration(90 * time.Minute), Revenue: "price"}}
+	s := schedule.New(schedule.Versions{Campaign: campaign}, nil, t0, t0)
+	require.Equal(t, []any{"purchase", int64(5_400_000), "price"}, []any{s.GoalEvent, s.GoalWithinMs, s.GoalRevenue})
+	campaign.Goal = nil
+	s = schedule.New(schedule.Versions{Campaign: campaign}, nil, t0, t0)
+	require.Empty(t, s.GoalEvent)
+}

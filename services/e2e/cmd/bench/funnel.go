@@ -122,8 +122,8 @@ FROM (SELECT number, ` + benchMessage + `, ` + benchTime + ` AS at FROM numbers(
 	benchMessage = `reinterpretAsUUID(sipHash128(number)) AS message_id, toUUID('%[2]s') AS run_id, 'campaign-%[1]d' AS campaign_id, if(number %% 2 = 0, 'a', 'b') AS variant,
 concat('user-', toString(number)) AS user_id, 'email' AS channel`
 	benchTime = `(now64(6, 'UTC') - toIntervalHour(2))`
-	// One thread at a time, so that a chunk and the parts it is written to fit into the embedded engine's memory.
-	benchSettings = `SETTINGS max_threads = 1, max_insert_threads = 1, max_block_size = 65536`
+	// Parts as large as the sink makes them, one at a time: a whole chunk, its views and the merges do not fit into the embedded engine's 1 GiB.
+	benchSettings = `SETTINGS max_threads = 1, max_insert_threads = 1, max_block_size = 65536, min_insert_block_size_rows = 131072, min_insert_block_size_bytes = 0`
 
 	funnelColumns = "campaign_id, variant, requested, accepted, delivered, opened, clicked, opened_machine"
 	// The same counts of one campaign; variants apart. Copies are told by windowFunnel itself: it asks for order, not for numbers.
