@@ -2,14 +2,19 @@ package e2e
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/sethvargo/go-envconfig"
 	"github.com/stretchr/testify/require"
@@ -18,6 +23,7 @@ import (
 
 	migrations "github.com/hikyaku/hikyaku/schemas/clickhouse"
 	"github.com/hikyaku/hikyaku/schemas/definition"
+	"github.com/hikyaku/hikyaku/schemas/token"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	resolver "github.com/hikyaku/hikyaku/services/audience-resolver"
 	collector "github.com/hikyaku/hikyaku/services/event-collector"
@@ -27,6 +33,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
 	"github.com/hikyaku/hikyaku/services/internal/provision"
+	"github.com/hikyaku/hikyaku/services/internal/render"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
 	"github.com/hikyaku/hikyaku/services/renderer"
 	"github.com/hikyaku/hikyaku/services/sender"
@@ -265,11 +272,46 @@ at: {segment: tasters}
 	require.ElementsMatch(t, []string{"Name 0: A-0", "Name 1: A-1", "Name 1: A-1", "Name 2: B-2"}, s.subjects())
 }
 
+// courierSecret signs what a provider of these tests reports.
+const courierSecret = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"
+
+// report posts a signed webhook about the message of a mail, and says whose it was.
+func (s *stack) report(mail, kind, more string) (userID string) {
+	s.t.Helper()
+	link := regexp.MustCompile(`/u/([A-Za-z0-9_-]+)`).FindStringSubmatch(mail)
+	require.NotNil(s.t, link)
+	keys, err := render.Config{Secret: render.InsecureSecret, KeyID: "1"}.Keys()
+	require.NoError(s.t, err)
+	about, err := keys.Parse(token.Unsubscribe, link[1])
+	require.NoError(s.t, err)
+	about.Purpose = token.Echo // as a sender gives it to its provider
+	echo, err := keys.Append(nil, "1", about)
+	require.NoError(s.t, err)
+	body := fmt.Sprintf(`{"type":%q,"timestamp":%q,"data":{"message":%q%s}}`, kind, time.Now().UTC().Format(time.RFC3339), echo, more)
+	secret, err := base64.StdEncoding.DecodeString(courierSecret)
+	require.NoError(s.t, err)
+	at := strconv.FormatInt(time.Now().Unix(), 10)
+	mac := hmac.New(sha256.New, secret)
+	mac.Write([]byte(kind + "." + at + "." + body))
+	r, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost, s.env["TRACKING_URL"]+"/w/hooks/courier", strings.NewReader(body))
+	require.NoError(s.t, err)
+	r.Header.Set("webhook-id", kind)
+	r.Header.Set("webhook-timestamp", at)
+	r.Header.Set("webhook-signature", "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
+	got, err := http.DefaultClient.Do(r)
+	require.NoError(s.t, err)
+	got.Body.Close()
+	require.Equal(s.t, http.StatusOK, got.StatusCode)
+	return about.UserID
+}
+
 // Opens, clicks and an unsubscription are seen in the funnel, and whoever
-// unsubscribed is excluded from the next run. Whoever is erased is nowhere any more, not
-// even when everything is read again from the beginning, and every number stays.
+// unsubscribed, or whose address bounced, is excluded from the next run. Whoever is erased
+// is nowhere any more, not even when everything is read again from the beginning, and every
+// number stays.
 func TestWhatReadersDoIsCountedAndActedOn(t *testing.T) {
 	s := startStack(t)
+	s.env["WEBHOOK_SECRETS"] = "courier:whsec_" + courierSecret
 	s.provision()
 	stop := s.services()
 	s.define("")
@@ -299,6 +341,13 @@ func TestWhatReadersDoIsCountedAndActedOn(t *testing.T) {
 	}
 	require.Equal(t, 4, opened)
 	require.Equal(t, 2, clicked)
+	last := mails[len(mails)-1]
+	user := s.report(last, "message.delivered", "")
+	address := user
+	if user == "u0017" {
+		address += "+451"
+	}
+	s.report(last, "message.bounced", `,"reason":"no_such_user","permanent":true,"address":"`+strings.ToUpper(address)+`@Example.test"`)
 	var funnel struct {
 		Steps []struct {
 			Step   string
@@ -316,6 +365,18 @@ func TestWhatReadersDoIsCountedAndActedOn(t *testing.T) {
 	b := s.run("greeting", "--again", "--yes")
 	require.True(t, b.Balanced)
 	require.Equal(t, people.unsubscribed+1, b.Excluded["unsubscribed"])
+	require.EqualValues(t, 1, b.Excluded["suppressed"])
+	var told struct {
+		Runs []struct {
+			Ending string
+			Steps  []struct{ Step, Reason string }
+		}
+	}
+	s.hikyaku(&told, "explain", "greeting", user)
+	require.Equal(t, "suppressed", told.Runs[0].Steps[0].Reason)
+	steps := told.Runs[1].Steps
+	require.Equal(t, "accepted", told.Runs[1].Ending, "what bounced had been taken")
+	require.ElementsMatch(t, []string{"delivered", "bounced"}, []string{steps[len(steps)-2].Step, steps[len(steps)-1].Step})
 
 	reader := s.rows("SELECT user_id FROM engagements WHERE kind = 'unsubscribed'")[0]["user_id"].(string)
 	numbers := func() any {

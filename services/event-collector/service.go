@@ -5,6 +5,7 @@ package collector
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -13,8 +14,11 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/classify"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
+	"github.com/hikyaku/hikyaku/services/internal/spool"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
 
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/output"
@@ -35,6 +39,8 @@ type Service struct {
 	erasures *kafka.Table     // sink
 	sink     *sink.Sink       // sink
 	progress *sink.Progress   // sink
+	// sink: every version, the one to go by last
+	classifiers []*classify.Classifier
 }
 
 // New validates and wires; it opens nothing.
@@ -44,8 +50,14 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{cfg: cfg, tel: tel, cluster: cluster}
+	if s.classifiers, err = classify.All(); err != nil {
+		return nil, err
+	}
 	if cfg.Has(RoleIntake) {
-		s.out = output.New(cluster, tel.Log)
+		s.out = output.New(output.Options{Cluster: cluster, Spool: cfg.spool(cluster.Member()), AckTimeout: cfg.Intake.AckTimeout, Tel: tel})
+		// Without Kafka intake goes on, and whoever routes requests must not turn away.
+		cluster.Tolerate(topic.GroupSink)
+		tel.Health.Tolerate(output.Component)
 		if s.front, err = newFront(cfg, tel, s.out); err != nil {
 			return nil, err
 		}
@@ -62,7 +74,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 }
 
 func (s *Service) sinkInto(conn *clickhouse.Conn) {
-	erased := sink.NewErased(s.cfg.Kafka.Namespace)
+	erased := sink.NewErased(s.cfg.Kafka.Namespace, s.cluster.Record)
 	s.erasures = s.cluster.Table([]topic.Name{topic.Erasures}, func(r *kgo.Record) error {
 		if r.Value == nil {
 			return nil
@@ -75,7 +87,7 @@ func (s *Service) sinkInto(conn *clickhouse.Conn) {
 		erased.Put(x)
 		return nil
 	})
-	s.conn, s.sink = conn, sink.New(s.cluster, conn, s.tel.Registry)
+	s.conn, s.sink = conn, sink.New(s.cluster, conn, s.tel.Registry, s.classifiers...)
 	s.sink.LeaveOut(erased, s.erasures.CaughtUp)
 	s.progress = sink.NewProgress(s.cluster, conn, s.tel.Registry, s.tel.Log)
 }
@@ -86,16 +98,23 @@ func (s *Service) Run(ctx context.Context) error {
 		defer s.conn.Close()
 	}
 	if s.front != nil {
-		// A taken port is known before anything is waited for.
+		// A taken port, or spool, is known before anything is waited for.
 		if err := s.front.listen(); err != nil {
+			return err
+		}
+		if err := s.out.Open(); err != nil {
+			s.front.listener.Close()
+			if errors.Is(err, spool.ErrLocked) {
+				return fault.Transient(err)
+			}
 			return err
 		}
 	}
 	defer s.cluster.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	if s.front != nil {
-		// Links in mails must lead somewhere while Kafka is still away, so the front
-		// is open before the cluster is there.
+		// What comes while Kafka is still away goes into the spool, so the front is
+		// open before the cluster is there.
 		g.Go(func() error { return s.front.run(ctx, s.out) })
 	}
 	g.Go(func() error {

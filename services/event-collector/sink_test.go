@@ -65,7 +65,14 @@ func startSink(t *testing.T, away *switchable) *stage {
 }
 
 // switchable stands before ClickHouse and hangs up while it is off.
-type switchable struct{ off atomic.Bool }
+type switchable struct {
+	off atomic.Bool
+	// swallow is how many inserts of events ClickHouse does and the sink never hears of.
+	swallow atomic.Int32
+	// hold, while there is one, is what inserts of events wait for; held is how many do.
+	hold atomic.Pointer[chan struct{}]
+	held atomic.Int32
+}
 
 func (s *switchable) start(t *testing.T) string {
 	engine, err := url.Parse(clickhousetest.Config(t).URL)
@@ -74,6 +81,21 @@ func (s *switchable) start(t *testing.T) string {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.off.Load() {
 			panic(http.ErrAbortHandler)
+		}
+		if strings.Contains(r.URL.Query().Get("query"), "INSERT INTO event_rows") {
+			if hold := s.hold.Load(); hold != nil {
+				s.held.Add(1)
+				<-*hold
+				s.held.Add(-1)
+			}
+			if s.swallow.Add(-1) >= 0 {
+				answer := httptest.NewRecorder()
+				proxy.ServeHTTP(answer, r)
+				if answer.Code != http.StatusOK {
+					t.Errorf("ClickHouse was to do it: %s", answer.Body)
+				}
+				panic(http.ErrAbortHandler)
+			}
 		}
 		proxy.ServeHTTP(w, r)
 	}))
@@ -174,6 +196,8 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 	started := noon.Add(time.Second)
 	request := identity.Hash("request")
 	input := s.record(topic.MessageRequestsBulk, "u1", messageRequest("u1"))
+	hit := engagement("u1", "clicked", "https://shop.example/?a=b&c=d")
+	hit.Purpose, hit.LatencyMs = "preview", 61000
 	s.Produce(t,
 		s.record(topic.Events, "u1", &event.Event{EventID: "e1", UserID: "u1", AnonymousID: "anon", Name: "purchase", OccurredAt: noon, ReceivedAt: noon.Add(time.Second),
 			Source: "api:web", Properties: named(anyValue)}),
@@ -186,7 +210,7 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 		s.record(topic.SegmentMembers, "u1", &event.SegmentMember{SegmentID: "tasters", ImportID: importID, UserID: "u1", OccurredAt: noon, Line: 12, Attributes: named(anyValue)}),
 		input,
 		s.record(topic.Outcomes, "u1", outcome("u1", "accepted", "", 1)),
-		s.record(topic.Engagements, "u1", engagement("u1", "clicked", "https://shop.example/?a=b&c=d")),
+		s.record(topic.Engagements, "u1", hit),
 		s.record(topic.Runs, runID.String(), &event.Run{RunID: runID, CampaignID: "autumn", State: &event.RunState{State: "sending", Note: "n", CampaignVersion: 3,
 			AudienceID: "loyal", AudienceVersion: 2, TemplateID: "thanks", TemplateVersion: 4, Channel: "email", Lane: "bulk", Policy: "at_most_once", Consent: "not_unsubscribed",
 			RequestID: &request, RequestedAt: noon, AsOf: noon, Segments: []event.SegmentPin{
@@ -225,7 +249,10 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 			"channel = 'email'", "outcome = 'accepted'", "attempt = 1", at("occurred_at", "12:00:01.123456"), "source_topic = 'messages.email.bulk'", "source_partition = 2", "source_offset = 77",
 			"provider = 'smtp'", "provider_id = '250 queued as 7'", origin(topic.Outcomes)},
 		"engagements": {"engagement_id = toUUID('" + identity.Hash("u1", "clicked").UUID() + "')", "message_id = " + msg, "run_id = " + run, "campaign_id = 'autumn'", "user_id = 'u1'", "channel = 'email'",
-			"kind = 'clicked'", "url = 'https://shop.example/?a=b&c=d'", at("occurred_at", "12:01:00.123456"), "method = 'GET'", "user_agent = 'Mail/1.0'", "network = '203.0.113.0/24'", "referer = 'https://mail.example/'", origin(topic.Engagements)},
+			"kind = 'clicked'", "url = 'https://shop.example/?a=b&c=d'", at("occurred_at", "12:01:00.123456"), "method = 'GET'", "user_agent = 'Mail/1.0'", "network = '203.0.113.0/24'", "referer = 'https://mail.example/'", origin(topic.Engagements),
+			"purpose = 'preview'", "latency_ms = 61000", "label = 'machine'", "rule = 'prefetch'"},
+		"message_engagement": {"message_id = " + msg, "run_id = " + run, "classifier_version = (SELECT max(version) FROM classifiers WHERE in_force)", at("assumeNotNull(clicked_machine_at)", "12:01:00.123456"),
+			"clicked_at IS NULL", "clicked_unknown_at IS NULL", "opened_at IS NULL"},
 		"runs": {"run_id = " + run, "campaign_id = 'autumn'", "state = 'sending'", "note = 'n'", "campaign_version = 3", "audience_id = 'loyal'", "audience_version = 2", "template_id = 'thanks'", "template_version = 4",
 			"channel = 'email'", "lane = 'bulk'", "policy = 'at_most_once'", "consent = 'not_unsubscribed'", "request_id = toUUID('" + request.UUID() + "')", at("as_of", "12:00:00.123456"), at("requested_at", "12:00:00.123456"),
 			"mapSort(segments) = map('tasters', [" + imp + ", " + run + "], 'whole', [" + imp + "])", "segment_removals = map('tasters', [" + run + "])", at("expires_at", "13:00:00.123456"), "shards = 1", "expected = 1", "NOT cancel_requested", "NOT balanced", at("assumeNotNull(started_at)", "12:00:01.123456"),
@@ -318,7 +345,8 @@ func TestTheEventsOfAnUndoneImportAreGoneAndMayComeAgain(t *testing.T) {
 	require.Equal(t, []string{"u1 e1 import:" + other.String(), "u1 e2 import:" + other.String(), "u1 e3 api:web"}, stored())
 }
 
-var views = []string{"imports", "events", "profiles", "segment_members", "outcomes", "engagements", "message_inputs", "messages", "runs", "run_shards", "run_counters", "run_balance", "run_counts", "funnel"}
+var views = []string{"imports", "events", "profiles", "segment_members", "outcomes", "engagements", "message_inputs", "messages", "runs", "run_shards", "run_counters", "run_balance", "run_counts", "funnel",
+	"message_engagement", "classifiers"}
 
 // snapshot is all that the views say, but for the moment up to which they do.
 func snapshot(t testing.TB, conn *clickhouse.Conn) map[string]string {
@@ -335,7 +363,7 @@ func TestTheSameRecordsAgainInAnotherCutChangeNoView(t *testing.T) {
 	s.Produce(t, history(s)...)
 	s.waitUntilSunk()
 	before := snapshot(t, s.conn)
-	for _, view := range []string{"imports", "events", "profiles", "outcomes", "message_inputs", "messages", "run_balance", "funnel"} {
+	for _, view := range []string{"imports", "events", "profiles", "outcomes", "message_inputs", "messages", "run_balance", "funnel", "message_engagement"} {
 		require.NotEmpty(t, before[view], view)
 	}
 	require.Equal(t, 40, strings.Count(before["events"], "\n"), "one row per event, the copy that came first")
@@ -345,7 +373,7 @@ func TestTheSameRecordsAgainInAnotherCutChangeNoView(t *testing.T) {
 	for _, name := range topic.ReadBy(topic.GroupSink) {
 		recs = append(recs, s.All(t, name)...)
 	}
-	again := sink.New(s.writer, s.conn, telemetry.New("again", telemetry.Config{}, nil).Registry)
+	again := sink.New(s.writer, s.conn, telemetry.New("again", telemetry.Config{}, nil).Registry, s.service.classifiers...)
 	for _, size := range []int{len(recs), 7, 61} {
 		for from := 0; from < len(recs); from += size {
 			part := recs[from:min(from+size, len(recs))]
@@ -408,6 +436,62 @@ func TestClickHouseAwayIsWaitedForAndSaid(t *testing.T) {
 	s.waitUntilSunk()
 	require.Equal(t, []string{"before", "during"}, lines(t, s.conn, "SELECT event_id FROM events ORDER BY event_id"))
 	kafkatest.Eventually(t, func() bool { return len(s.tel.Health.NotReady()) == 0 }, "still not ready: %v", s.tel.Health.NotReady())
+}
+
+// metric is the value of a metric of one label.
+func (s *stage) metric(name, label string) float64 {
+	s.t.Helper()
+	families, err := s.tel.Registry.Gather()
+	require.NoError(s.t, err)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == name && (label == "" || m.GetLabel()[0].GetValue() == label) {
+				return m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+		}
+	}
+	return 0
+}
+
+func TestAnAnswerThatIsLostAndADatabaseThatIsSlowLoseNothingAndDoubleNothing(t *testing.T) {
+	t.Parallel()
+	between := &switchable{}
+	s := startSink(t, between)
+	produced := 0
+	visit := func(n int) {
+		var recs []*kgo.Record
+		for range n {
+			user := fmt.Sprint("u", produced%97)
+			recs = append(recs, s.record(topic.Events, user, &event.Event{EventID: fmt.Sprint("e", produced), UserID: user, Name: "visit", OccurredAt: noon, ReceivedAt: noon, Source: "api:web"}))
+			produced++
+		}
+		s.Produce(t, recs...)
+	}
+	counted := func() string {
+		return lines(t, s.conn, "SELECT toString(count()) || ' of ' || toString(uniqExact(event_id)) FROM events")[0]
+	}
+	between.swallow.Store(2)
+	visit(300)
+	s.waitUntilSunk()
+	require.Negative(t, between.swallow.Load(), "two inserts were done and not heard of")
+	require.Equal(t, "300 of 300", counted())
+
+	hold := make(chan struct{})
+	between.hold.Store(&hold)
+	visit(500)
+	kafkatest.Eventually(t, func() bool { return between.held.Load() > 0 }, "no insert comes")
+	visit(20_000)
+	kafkatest.Eventually(t, func() bool { return s.metric("sink_lag_records", "events") == 20_500 }, "the lag is not said")
+	require.EqualValues(t, 1, between.held.Load(), "what comes meanwhile waits in Kafka")
+	require.Equal(t, "300 of 300", counted())
+	between.hold.Store(nil)
+	close(hold)
+	s.waitUntilSunk()
+	require.Equal(t, "20800 of 20800", counted())
+	kafkatest.Eventually(t, func() bool {
+		return s.metric("sink_lag_records", "events") == 0 && s.metric("sink_complete_until_seconds", "") > 0
+	}, "the lag is still said")
+	require.Empty(t, s.All(t, topic.DeadLettersCollector))
 }
 
 func TestTheCommittedOffsetPassesMarkersAndAbortedTransactions(t *testing.T) {

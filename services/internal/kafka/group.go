@@ -57,6 +57,15 @@ func (c *Cluster) Expect(groups ...topic.Group) {
 	}
 }
 
+// Tolerate says that this service is of use while Kafka is away, so that it is ready all the
+// same; a group that it is not yet a member of is still waited for.
+func (c *Cluster) Tolerate(groups ...topic.Group) {
+	c.tel.Health.Tolerate(componentKafka, componentTopics, componentRegistry)
+	for _, g := range groups {
+		c.tel.Health.Tolerate(componentOf(g))
+	}
+}
+
 // component is the loop's name in Health.
 func (m *membership) component() string { return componentOf(m.group) }
 
@@ -268,7 +277,10 @@ func (m *membership) next(ctx context.Context, poll func(context.Context, int) k
 		ctx, cancel = context.WithTimeout(ctx, m.quiet)
 		defer cancel()
 	}
-	waitFor(ctx, m.between, nil)
+	// Whoever is behind has nothing to wait for: what is missing lies there.
+	if m.stage.behind() < int64(max) {
+		waitFor(ctx, m.between, nil)
+	}
 	fetches = poll(ctx, max)
 	records, bytes = weigh(fetches)
 	return fetches, records, bytes

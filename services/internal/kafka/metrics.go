@@ -115,6 +115,13 @@ func (s *stage) read(fetches kgo.Fetches, now time.Time) {
 	}
 }
 
+// behind is how many records lay behind what was read, when it was.
+func (s *stage) behind() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.total()
+}
+
 // gone forgets partitions that another member reads now.
 func (s *stage) gone(partitions map[string][]int32) {
 	s.mu.Lock()

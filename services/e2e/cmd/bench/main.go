@@ -25,7 +25,8 @@ type result struct {
 	Ceiling    *float64 `json:"ceiling"` // null where what measures it is not installed
 	CeilingOf  string   `json:"ceiling_of"`
 	Ratio      *float64 `json:"ratio"`
-	PeakRSSMiB float64  `json:"peak_rss_mib"` // of all processes together; for import, export and intake of the one that is measured
+	PeakRSSMiB float64  `json:"peak_rss_mib"` // of all processes together; for import and export of the importer, for sink and intake of the collector
+	Commit     string   `json:"commit,omitempty"`
 
 	// Of intake only.
 	Singles    float64 `json:"singles,omitempty"`      // requests/s with one event each
@@ -33,7 +34,8 @@ type result struct {
 	P99Ms      float64 `json:"p99_ms,omitempty"`       // of single events at half of the highest rate
 	BatchP99Ms float64 `json:"batch_p99_ms,omitempty"` // of batches at half of the highest rate
 
-	Commit string `json:"commit"`
+	// Also is what else was measured in the same run, each with its own ceiling.
+	Also []*result `json:"also,omitempty"`
 }
 
 func (r *result) against(ceiling float64, of string) {
@@ -53,6 +55,7 @@ var benchmarks = map[string]struct {
 	"export":   {"profiles in ClickHouse to files on S3", exportsBench},
 	"intake":   {"events and clicks over HTTP to acknowledged records", intakeBench},
 	"import":   {"a file on S3 to committed records, one import and several at once", imports},
+	"sink":     {"full topics to rows in ClickHouse: events, then outcomes with messages kept", sinkBench},
 }
 
 func main() { os.Exit(run()) }

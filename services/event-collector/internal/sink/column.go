@@ -3,193 +3,155 @@ package sink
 import (
 	"time"
 
-	chcolumn "github.com/ClickHouse/clickhouse-go/v2/lib/column"
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
-	"github.com/google/uuid"
-
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 )
 
-// column is one column of a table and how it is read off a record. A batch is
-// appended column by column: row by row the driver would box every value.
+// column is one column of a table and how it is read off a record. Values go straight
+// into the bytes that are sent: what is kept of a record is what its columns say.
 type column[T any] struct {
-	name string
-	fill func(into driver.BatchColumn, rows []row[T]) error
+	name   string
+	values clickhouse.Column
+	// add appends the row's value; nil where another column of the table does that.
+	add func(r *row[T])
 	// moment returns a time that the database must be able to hold; nil for
 	// columns of other types.
 	moment func(*T) time.Time
 }
 
-// whole is a column whose values the driver takes as one slice of V.
-func whole[T, V any](name string, get func(*row[T]) V) column[T] {
-	return column[T]{name: name, fill: func(into driver.BatchColumn, rows []row[T]) error {
-		values := make([]V, len(rows))
-		for i := range rows {
-			values[i] = get(&rows[i])
-		}
-		return into.Append(values)
-	}}
+// whole is a column of values of type V.
+func whole[T, V any, C interface {
+	clickhouse.Column
+	Append(v V)
+}](name string, values C, get func(*row[T]) V) column[T] {
+	return column[T]{name: name, values: values, add: func(r *row[T]) { values.Append(get(r)) }}
 }
 
 func text[T any](name string, get func(*T) string) column[T] {
-	return whole(name, func(r *row[T]) string { return get(&r.rec) })
+	return whole(name, clickhouse.NewText(), func(r *row[T]) string { return get(r.rec) })
 }
 
-func integer[T any, I int32 | int64](name string, get func(*T) I) column[T] {
-	return whole(name, func(r *row[T]) I { return get(&r.rec) })
+// word is a column of few values in many rows.
+func word[T any](name string, get func(*T) string) column[T] {
+	return whole(name, clickhouse.NewWord(), func(r *row[T]) string { return get(r.rec) })
+}
+
+func integer[T any](name string, get func(*T) int64) column[T] {
+	return whole(name, clickhouse.NewInt64(), func(r *row[T]) int64 { return get(r.rec) })
+}
+
+func integer32[T any](name string, get func(*T) int32) column[T] {
+	return whole(name, clickhouse.NewInt32(), func(r *row[T]) int32 { return get(r.rec) })
 }
 
 func boolean[T any](name string, get func(*T) bool) column[T] {
-	return whole(name, func(r *row[T]) bool { return get(&r.rec) })
+	return whole(name, clickhouse.NewBool(), func(r *row[T]) bool { return get(r.rec) })
 }
 
 func id[T any](name string, get func(*T) identity.ID) column[T] {
-	return whole(name, func(r *row[T]) uuid.UUID { return uuid.UUID(get(&r.rec)) })
+	return whole(name, clickhouse.NewUUID(), func(r *row[T]) [16]byte { return get(r.rec) })
 }
 
 func maybeID[T any](name string, get func(*T) *identity.ID) column[T] {
-	return whole(name, func(r *row[T]) *uuid.UUID { return (*uuid.UUID)(get(&r.rec)) })
+	values := clickhouse.NewNullable(clickhouse.NewUUID())
+	return column[T]{name: name, values: values, add: func(r *row[T]) {
+		var v identity.ID
+		at := get(r.rec)
+		if at != nil {
+			v = *at
+		}
+		values.Null(at == nil)
+		values.Values.Append(v)
+	}}
 }
 
 func moment[T any](name string, get func(*T) time.Time) column[T] {
-	c := whole(name, func(r *row[T]) time.Time { return get(&r.rec) })
+	c := whole(name, clickhouse.NewMicros(), func(r *row[T]) time.Time { return get(r.rec) })
 	c.moment = get
 	return c
 }
 
 func maybeMoment[T any](name string, get func(*T) *time.Time) column[T] {
-	c := whole(name, func(r *row[T]) *time.Time { return get(&r.rec) })
-	c.moment = func(rec *T) time.Time {
+	values := clickhouse.NewNullable(clickhouse.NewMicros())
+	of := func(rec *T) time.Time {
 		if t := get(rec); t != nil {
 			return *t
 		}
 		return time.Time{}
 	}
-	return c
-}
-
-// word is a LowCardinality column: few values, many rows. Each value is boxed
-// once.
-func word[T any](name string, get func(*T) string) column[T] {
-	return column[T]{name: name, fill: func(into driver.BatchColumn, rows []row[T]) error {
-		words := boxes{}
-		for i := range rows {
-			if err := into.AppendRow(words.of(get(&rows[i].rec))); err != nil {
-				return err
-			}
-		}
-		return nil
+	return column[T]{name: name, values: values, moment: of, add: func(r *row[T]) {
+		values.Null(get(r.rec) == nil)
+		values.Values.Append(of(r.rec))
 	}}
 }
 
-// mapping is a Map column for which get makes a Go map: for the tables of runs,
-// which have few rows.
-func mapping[T, V any](name string, get func(*T) map[string]V) column[T] {
-	return column[T]{name: name, fill: func(into driver.BatchColumn, rows []row[T]) error {
-		for i := range rows {
-			if err := into.AppendRow(get(&rows[i].rec)); err != nil {
-				return err
-			}
-		}
-		return nil
+// pairs is a Map column whose pairs get appends one after another.
+func pairs[T any, K, V clickhouse.Column](name string, values *clickhouse.Map[K, V], get func(rec *T, keys K, values V)) column[T] {
+	return column[T]{name: name, values: values, add: func(r *row[T]) {
+		get(r.rec, values.Keys, values.Values)
+		values.End()
 	}}
 }
 
-// typed are six Map columns, one for each kind of value: a person's own values,
+// kinds are six Map columns, one for each kind of value: a person's own values,
 // each in the map of its type and null in none.
-func typed[T any](prefix string, get func(*T, *entries)) []column[T] {
-	var out []column[T]
-	for _, k := range []struct {
-		suffix string
-		kind   event.Kind
-	}{{"_string", event.KindString}, {"_int", event.KindInt}, {"_float", event.KindFloat}, {"_bool", event.KindBool}, {"_time", event.KindTime}, {"_json", event.KindJSON}} {
-		out = append(out, listed(prefix+k.suffix, func(rec *T, e *entries) {
-			e.kind = k.kind
-			get(rec, e)
-		}))
-	}
-	return out
+type kinds struct {
+	texts, jsons *clickhouse.Map[*clickhouse.Text, *clickhouse.Text]
+	ints, times  *clickhouse.Map[*clickhouse.Text, *clickhouse.Int64]
+	floats       *clickhouse.Map[*clickhouse.Text, *clickhouse.Float64]
+	bools        *clickhouse.Map[*clickhouse.Text, *clickhouse.Bool]
 }
 
-// listed is a Map column whose entries are given one after another. Get hands
-// them out without making a map: that is most of the time of an insert.
-func listed[T any](name string, get func(*T, *entries)) column[T] {
-	return column[T]{name: name, fill: func(into driver.BatchColumn, rows []row[T]) error {
-		e := &entries{names: boxes{}}
-		for i := range rows {
-			e.keys, e.values, e.next = e.keys[:0], e.values[:0], 0
-			get(&rows[i].rec, e)
-			if err := into.AppendRow(e); err != nil {
-				return err
-			}
-		}
-		return nil
-	}}
-}
-
-// boxes hold strings as the driver takes them, each allocated once.
-type boxes map[string]any
-
-func (b boxes) of(s string) any {
-	v, ok := b[s]
-	if !ok {
-		v = s
-		b[s] = v
-	}
-	return v
-}
-
-// entries is one row of a Map column; it implements the driver's
-// IterableOrderedMap.
-type entries struct {
-	names        boxes
-	kind         event.Kind
-	keys, values []any
-	next         int
-}
-
-// add puts the value into the row if it is of the column's kind.
-func (e *entries) add(name string, v event.Value) {
-	if v.Kind() != e.kind {
-		return
-	}
-	var x any
-	switch e.kind {
-	case event.KindString, event.KindJSON:
-		x = v.Text()
+// add puts a value into the row.
+func (k *kinds) add(name string, v *event.Value) {
+	switch v.Kind() {
+	case event.KindString:
+		k.texts.Keys.Append(name)
+		k.texts.Values.Append(v.Text())
+	case event.KindJSON:
+		k.jsons.Keys.Append(name)
+		k.jsons.Values.Append(v.Text())
 	case event.KindInt:
-		x = v.Int()
-	case event.KindFloat:
-		x = v.Float()
-	case event.KindBool:
-		x = v.Bool()
+		k.ints.Keys.Append(name)
+		k.ints.Values.Append(v.Int())
 	case event.KindTime:
 		// Microseconds: an author may write any year, the database's own type ends
 		// in 2299.
-		x = v.Time().UnixMicro()
-	default:
-		return
+		k.times.Keys.Append(name)
+		k.times.Values.Append(v.Time().UnixMicro())
+	case event.KindFloat:
+		k.floats.Keys.Append(name)
+		k.floats.Values.Append(v.Float())
+	case event.KindBool:
+		k.bools.Keys.Append(name)
+		k.bools.Values.Append(v.Bool())
 	}
-	e.Put(e.names.of(name), x)
 }
 
-// Put implements the driver's interface.
-func (e *entries) Put(key, value any) {
-	e.keys, e.values = append(e.keys, key), append(e.values, value)
+func (k *kinds) end() {
+	k.texts.End()
+	k.jsons.End()
+	k.ints.End()
+	k.times.End()
+	k.floats.End()
+	k.bools.End()
 }
 
-// Iterator implements the driver's interface.
-func (e *entries) Iterator() chcolumn.MapIterator { return e }
-
-// Next implements the driver's interface.
-func (e *entries) Next() bool {
-	e.next++
-	return e.next <= len(e.keys)
+// typed are the six columns of values that get adds.
+func typed[T any](prefix string, get func(*T, *kinds)) []column[T] {
+	key := clickhouse.NewText
+	k := &kinds{
+		texts: clickhouse.NewMap(key(), clickhouse.NewText()), jsons: clickhouse.NewMap(key(), clickhouse.NewText()),
+		ints: clickhouse.NewMap(key(), clickhouse.NewInt64()), times: clickhouse.NewMap(key(), clickhouse.NewInt64()),
+		floats: clickhouse.NewMap(key(), clickhouse.NewFloat64()), bools: clickhouse.NewMap(key(), clickhouse.NewBool()),
+	}
+	return []column[T]{
+		{name: prefix + "_string", values: k.texts, add: func(r *row[T]) {
+			get(r.rec, k)
+			k.end()
+		}},
+		{name: prefix + "_int", values: k.ints}, {name: prefix + "_float", values: k.floats}, {name: prefix + "_bool", values: k.bools},
+		{name: prefix + "_time", values: k.times}, {name: prefix + "_json", values: k.jsons},
+	}
 }
-
-// Key implements the driver's interface.
-func (e *entries) Key() any { return e.keys[e.next-1] }
-
-// Value implements the driver's interface.
-func (e *entries) Value() any { return e.values[e.next-1] }

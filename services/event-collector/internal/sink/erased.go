@@ -18,13 +18,15 @@ import (
 // its beginning stores what was there before and no more.
 type Erased struct {
 	namespace string
+	record    func(topic.Name, string, event.Record) (*kgo.Record, error)
 	mu        sync.RWMutex
 	people    map[identity.ID]*event.Erasure
 }
 
-// NewErased knows nobody yet.
-func NewErased(namespace string) *Erased {
-	return &Erased{namespace: namespace, people: map[identity.ID]*event.Erasure{}}
+// NewErased knows nobody yet. Record makes the records that are stored instead of those
+// that name somebody.
+func NewErased(namespace string, record func(topic.Name, string, event.Record) (*kgo.Record, error)) *Erased {
+	return &Erased{namespace: namespace, record: record, people: map[identity.ID]*event.Erasure{}}
 }
 
 // Put takes in an erasure; the last one of a person counts.
@@ -65,18 +67,18 @@ func (e *Erased) without(source Source, name topic.Name, r *kgo.Record) (*kgo.Re
 	switch name {
 	case topic.Outcomes:
 		var o event.Outcome
-		return unlinked(source, name, x, r, &o, func() {
+		return e.unlinked(source, name, x, r, &o, func() {
 			o.UserID, o.Detail, o.ProviderID = x.Pseudonym, "", ""
 		})
 	case topic.Engagements:
 		var g event.Engagement
-		return unlinked(source, name, x, r, &g, func() {
+		return e.unlinked(source, name, x, r, &g, func() {
 			// The classifier's view of it stays what it was: by client and network.
 			g.UserID, g.URL, g.Referer = x.Pseudonym, "", ""
 		})
 	case topic.MessageRequestsBulk:
 		var q event.MessageRequest
-		return unlinked(source, name, x, r, &q, func() {
+		return e.unlinked(source, name, x, r, &q, func() {
 			q.UserID, q.Address, q.Locale, q.TimeZone, q.Attributes, q.Segments = x.Pseudonym, "", "", "", nil, nil
 		})
 	}
@@ -84,12 +86,12 @@ func (e *Erased) without(source Source, name topic.Name, r *kgo.Record) (*kgo.Re
 }
 
 // unlinked is the record about a message that was on its way when its person was erased.
-func unlinked(source Source, name topic.Name, x *event.Erasure, r *kgo.Record, rec event.Record, unlink func()) (*kgo.Record, error) {
+func (e *Erased) unlinked(source Source, name topic.Name, x *event.Erasure, r *kgo.Record, rec event.Record, unlink func()) (*kgo.Record, error) {
 	if err := source.Decode(r, rec); err != nil {
 		return nil, err
 	}
 	unlink()
-	to, err := source.Record(name, x.Pseudonym, rec)
+	to, err := e.record(name, x.Pseudonym, rec)
 	if err != nil {
 		return nil, fmt.Errorf("making the record without its person: %w", err)
 	}

@@ -8,10 +8,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
@@ -233,13 +233,17 @@ func (p *Progress) look(ctx context.Context) error {
 }
 
 func (p *Progress) write(ctx context.Context, at time.Time, rows []progressRow) error {
-	return p.into.Insert(ctx, "sink_progress_rows", []string{"topic", "partition", "passed_offset", "end_offset", "complete_until", "looked_at"}, len(rows), func(b driver.Batch) error {
-		for i := range rows {
-			r := &rows[i]
-			if err := b.Append(string(r.topic), r.partition, r.passed, r.end, r.until, at); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	topics, partitions := clickhouse.NewWord(), clickhouse.NewInt32()
+	passed, ends, until, looked := clickhouse.NewInt64(), clickhouse.NewInt64(), clickhouse.NewMillis(), clickhouse.NewMillis()
+	for i := range rows {
+		r := &rows[i]
+		topics.Append(string(r.topic))
+		partitions.Append(r.partition)
+		passed.Append(r.passed)
+		ends.Append(r.end)
+		until.Append(r.until)
+		looked.Append(at)
+	}
+	return p.into.Send(ctx, "sink_progress_rows", []string{"topic", "partition", "passed_offset", "end_offset", "complete_until", "looked_at"},
+		[]clickhouse.Column{topics, partitions, passed, ends, until, looked})
 }

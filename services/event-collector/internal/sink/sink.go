@@ -8,15 +8,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/classify"
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
@@ -27,8 +29,8 @@ const insertPatience = 45 * time.Second
 
 // Database is ClickHouse.
 type Database interface {
-	// Insert inserts rows into a table and returns when they are stored.
-	Insert(ctx context.Context, table string, columns []string, rows int, fill func(driver.Batch) error) error
+	// Send inserts columns into a table, as one block, and returns when they are stored.
+	Send(ctx context.Context, table string, names []string, columns []clickhouse.Column) error
 	Exec(ctx context.Context, query string, args ...any) error
 }
 
@@ -36,7 +38,6 @@ type Database interface {
 type Source interface {
 	Decode(r *kgo.Record, into event.Record) error
 	NameOf(kafkaTopic string) topic.Name
-	Record(name topic.Name, key string, rec event.Record) (*kgo.Record, error)
 }
 
 // reader turns the records of a topic into rows that wait in their tables.
@@ -61,7 +62,7 @@ func (t *importRows) read(source Source, name topic.Name, r *kgo.Record) error {
 	if err := t.table.read(source, name, r); err != nil {
 		return err
 	}
-	if i := &t.rows[len(t.rows)-1].rec; i.State == "undone" && i.Events > 0 {
+	if i := &t.rec; i.State == "undone" && i.Events > 0 {
 		t.undone.imports = append(t.undone.imports, i.ImportID)
 	}
 	return nil
@@ -86,41 +87,74 @@ func (u *undoneEvents) flush(ctx context.Context, db Database) (int, error) {
 	return 0, nil
 }
 
-// Sink is the handler of the sink's Effect loop, for one goroutine.
-type Sink struct {
-	source  Source
-	into    Database
-	erased  *Erased
-	caught  func(context.Context) error // erased knows of everybody who was erased when it was called
+// share is one of the parts that a batch is worked on in at the same time, with tables
+// of its own.
+type share struct {
 	readers map[topic.Name]reader
-	stores  []store
-	rows    *prometheus.CounterVec
-	seconds *prometheus.HistogramVec
+	// facts are inserted before the books: run_balance compares both, and should not see
+	// a run's counters before the outcomes they were counted from. And an import is undone
+	// when its events are gone.
+	facts, books []store
+
+	read       int // records of its part that it has read
+	unreadable error
+	failed     error
 }
 
-// LeaveOut makes the sink leave out who was erased. It stores no batch until caught has
-// returned, which waits until everybody is known who was erased before it was called.
-func (s *Sink) LeaveOut(erased *Erased, caught func(context.Context) error) {
-	s.erased, s.caught = erased, caught
-}
-
-// New returns a sink whose metrics are registered with reg.
-func New(source Source, into Database, reg prometheus.Registerer) *Sink {
+func newShare(classifiers []*classify.Classifier) *share {
 	events, profiles, members := newEventRows(), newProfileRows(), newSegmentMemberRows()
-	inputs, outcomes, engagements := newMessageInputRows(), newOutcomeRows(), newEngagementRows()
+	inputs, outcomes := newMessageInputRows(), newOutcomeRows()
+	engagements := &engagementRows{newEngagementRows(), newLabelRows(classifiers)}
 	imports := &importRows{newImportRows(), &undoneEvents{}}
 	runs := &runRows{newRunRows(), newRunShardRows(), newRunCounterRows()}
-	s := &Sink{
-		source: source, into: into, erased: NewErased(""), caught: func(context.Context) error { return nil },
+	return &share{
 		readers: map[topic.Name]reader{
 			topic.Events: events, topic.Profiles: profiles, topic.SegmentMembers: members,
 			topic.MessageRequestsBulk: inputs, topic.Outcomes: outcomes, topic.Engagements: engagements,
 			topic.Imports: imports, topic.Runs: runs,
 		},
-		// Facts before the books: run_balance compares both, and should not see a
-		// run's counters before the outcomes they were counted from. And an import is
-		// undone when its events are gone.
-		stores: []store{events, profiles, members, inputs, outcomes, engagements, imports.undone, imports, runs.shards, runs.counters, runs.states},
+		facts: []store{events, profiles, members, inputs, outcomes, engagements.table, engagements.labels},
+		books: []store{imports.undone, imports, runs.shards, runs.counters, runs.states},
+	}
+}
+
+// forget drops what waits.
+func (s *share) forget() {
+	for _, t := range s.facts {
+		t.forget()
+	}
+	for _, t := range s.books {
+		t.forget()
+	}
+	s.read, s.unreadable, s.failed = 0, nil, nil
+}
+
+const (
+	// maxShares is how many parts of a batch are worked on at the same time: while one is
+	// inserted, ClickHouse and this process are both at work, each with one core.
+	maxShares = 2
+	// leastShare is how many records are worth a part: each makes an insert of its own.
+	leastShare = 5000
+)
+
+// Sink is the handler of the sink's Effect loop, for one goroutine.
+type Sink struct {
+	source Source
+	into   Database
+	erased *Erased
+	caught func(context.Context) error // erased knows of everybody who was erased when it was called
+	shares []*share
+	// shareRecords is the least that is made a part: leastShare.
+	shareRecords int
+	rows         *prometheus.CounterVec
+	seconds      *prometheus.HistogramVec
+}
+
+// New returns a sink whose metrics are registered with reg. Hits are labelled by every one
+// of the classifiers, of which the last is the one to go by.
+func New(source Source, into Database, reg prometheus.Registerer, classifiers ...*classify.Classifier) *Sink {
+	s := &Sink{
+		source: source, into: into, erased: NewErased("", nil), caught: func(context.Context) error { return nil }, shareRecords: leastShare,
 		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sink_rows_total", Help: "Rows inserted into ClickHouse, repeats included.",
 		}, []string{"table"}),
@@ -129,42 +163,87 @@ func New(source Source, into Database, reg prometheus.Registerer) *Sink {
 			Buckets: prometheus.ExponentialBuckets(0.002, 2, 14),
 		}, []string{"table"}),
 	}
+	for range maxShares {
+		s.shares = append(s.shares, newShare(classifiers))
+	}
 	reg.MustRegister(s.rows, s.seconds)
 	return s
 }
 
-// Handle inserts a batch, one insert per table, and returns its durable prefix:
+// LeaveOut makes the sink leave out who was erased. It stores no batch until caught has
+// returned, which waits until everybody is known who was erased before it was called.
+func (s *Sink) LeaveOut(erased *Erased, caught func(context.Context) error) {
+	s.erased, s.caught = erased, caught
+}
+
+// Handle inserts a batch, a few inserts per table, and returns its durable prefix:
 // all of it, or what stands before the first record that cannot be stored.
 func (s *Sink) Handle(ctx context.Context, records []*kgo.Record) (int, error) {
+	shares := s.shares[:max(1, min(len(s.shares), len(records)/s.shareRecords))]
 	defer func() {
-		for _, t := range s.stores {
-			t.forget()
+		for _, sh := range shares {
+			sh.forget()
 		}
 	}()
 	if err := s.caught(ctx); err != nil {
 		return 0, fault.Transient(fmt.Errorf("reading who was erased: %w", err))
 	}
-	n, unreadable := s.read(records)
-	crash.At(crash.SinkGathered)
-	for _, t := range s.stores {
-		if err := s.insert(ctx, t); err != nil {
-			// I1: nothing is done, although tables before this one have their rows:
-			// they will be inserted again and shown once.
-			return 0, err
+	part := (len(records) + len(shares) - 1) / len(shares)
+	each(shares, func(i int, sh *share) {
+		sh.read, sh.unreadable = s.read(sh, records[min(i*part, len(records)):min((i+1)*part, len(records))])
+	})
+	n, unreadable := 0, error(nil)
+	for i, sh := range shares {
+		n += sh.read
+		if unreadable = sh.unreadable; unreadable != nil {
+			// What stands behind it is handed in again: to insert it now would be for nothing.
+			for _, behind := range shares[i+1:] {
+				behind.forget()
+			}
+			break
 		}
+	}
+	crash.At(crash.SinkGathered)
+	each(shares, func(_ int, sh *share) { sh.failed = s.insert(ctx, sh.facts) })
+	var failed error
+	for _, sh := range shares {
+		failed = errors.Join(failed, sh.failed)
+	}
+	for _, sh := range shares {
+		if failed == nil {
+			failed = s.insert(ctx, sh.books)
+		}
+	}
+	if failed != nil {
+		// I1: nothing is done, although other tables have their rows: they will be
+		// inserted again and shown once.
+		return 0, failed
 	}
 	return n, unreadable
 }
 
+// each works on all shares at the same time.
+func each(shares []*share, work func(i int, sh *share)) {
+	if len(shares) == 1 {
+		work(0, shares[0])
+		return
+	}
+	var done sync.WaitGroup
+	for i, sh := range shares {
+		done.Go(func() { work(i, sh) })
+	}
+	done.Wait()
+}
+
 // read lets the rows of records wait in their tables. It returns how many
 // records it has read and what is wrong with the next one.
-func (s *Sink) read(records []*kgo.Record) (int, error) {
+func (s *Sink) read(sh *share, records []*kgo.Record) (int, error) {
 	for n, r := range records {
 		if r.Value == nil {
 			continue // a tombstone: what it removes is gone from the topic, not from history
 		}
 		name := s.source.NameOf(r.Topic)
-		to, ok := s.readers[name]
+		to, ok := sh.readers[name]
 		if !ok {
 			return n, fault.Fatal(fmt.Errorf("the sink has no table for the topic %s", name))
 		}
@@ -184,7 +263,17 @@ func (s *Sink) read(records []*kgo.Record) (int, error) {
 
 var errNoAnswer = errors.New("ClickHouse has not answered in time")
 
-func (s *Sink) insert(ctx context.Context, t store) error {
+// insert flushes tables, one after another.
+func (s *Sink) insert(ctx context.Context, tables []store) error {
+	for _, t := range tables {
+		if err := s.flush(ctx, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Sink) flush(ctx context.Context, t store) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, insertPatience, fault.Transient(errNoAnswer))
 	defer cancel()
 	start := time.Now()

@@ -6,17 +6,17 @@ import (
 	"math"
 	"time"
 
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
 
-// row is a record that has been read, and where it lay.
+// row is a record that is being read, and where it lay.
 type row[T any] struct {
-	rec   T
+	rec   *T
 	from  *kgo.Record
 	topic topic.Name
 }
@@ -31,10 +31,11 @@ type table[T any, P interface {
 	name    string
 	columns []column[T]
 	names   []string
+	values  []clickhouse.Column
 	// derive computes what columns need beside the record's fields; nil if they
 	// need nothing.
 	derive func(*T, *kgo.Record)
-	rows   []row[T]
+	rec    T // the record that was read last
 }
 
 func newTable[T any, P interface {
@@ -47,47 +48,43 @@ func newTable[T any, P interface {
 	}
 	// Every table ends with when and where the record lay in Kafka.
 	t.columns = append(t.columns,
-		whole("ingested_at", func(r *row[T]) time.Time { return r.from.Timestamp }),
-		column[T]{name: "kafka_topic", fill: func(into driver.BatchColumn, rows []row[T]) error {
-			names := boxes{}
-			for i := range rows {
-				if err := into.AppendRow(names.of(string(rows[i].topic))); err != nil {
-					return err
-				}
-			}
-			return nil
-		}},
-		whole("kafka_partition", func(r *row[T]) int32 { return r.from.Partition }),
-		whole("kafka_offset", func(r *row[T]) int64 { return r.from.Offset }))
+		whole("ingested_at", clickhouse.NewMillis(), func(r *row[T]) time.Time { return r.from.Timestamp }),
+		whole("kafka_topic", clickhouse.NewWord(), func(r *row[T]) string { return string(r.topic) }),
+		whole("kafka_partition", clickhouse.NewInt32(), func(r *row[T]) int32 { return r.from.Partition }),
+		whole("kafka_offset", clickhouse.NewInt64(), func(r *row[T]) int64 { return r.from.Offset }))
 	for _, c := range t.columns {
-		t.names = append(t.names, c.name)
+		t.names, t.values = append(t.names, c.name), append(t.values, c.values)
 	}
 	return t
 }
 
 // read decodes a record and lets its row wait.
 func (t *table[T, P]) read(source Source, name topic.Name, r *kgo.Record) error {
-	var rec T
-	if err := source.Decode(r, P(&rec)); err != nil {
+	if err := source.Decode(r, P(&t.rec)); err != nil {
 		return err
 	}
-	return t.add(rec, name, r)
+	return t.add(&t.rec, name, r)
 }
 
 // add lets a row wait. Its error is poison, and then no row waits.
-func (t *table[T, P]) add(rec T, name topic.Name, r *kgo.Record) error {
-	if err := t.check(&rec); err != nil {
+func (t *table[T, P]) add(rec *T, name topic.Name, r *kgo.Record) error {
+	if err := t.check(rec); err != nil {
 		return fault.Poison(err)
 	}
 	if t.derive != nil {
-		t.derive(&rec, r)
+		t.derive(rec, r)
 	}
-	t.rows = append(t.rows, row[T]{rec, r, name})
+	at := row[T]{rec, r, name}
+	for i := range t.columns {
+		if add := t.columns[i].add; add != nil {
+			add(&at)
+		}
+	}
 	return nil
 }
 
-// The driver counts nanoseconds in 64 bits, so it would silently store another
-// time for one beyond these.
+// ClickHouse's times end in 2299, those in nanoseconds in 2262: beyond these it would
+// silently store another.
 var (
 	earliest = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC)
 	latest   = time.Unix(0, math.MaxInt64)
@@ -110,24 +107,20 @@ func (t *table[T, P]) check(rec *T) error {
 
 // flush inserts the rows that wait, as one block, and returns how many they were.
 func (t *table[T, P]) flush(ctx context.Context, into Database) (int, error) {
-	n := len(t.rows)
+	n := t.values[0].Rows()
 	if n == 0 {
 		return 0, nil
 	}
-	return n, into.Insert(ctx, t.name, t.names, n, func(b driver.Batch) error {
-		for i, c := range t.columns {
-			if err := c.fill(b.Column(i), t.rows); err != nil {
-				return fmt.Errorf("filling column %s of %s: %w", c.name, t.name, err)
-			}
-		}
-		return nil
-	})
+	return n, into.Send(ctx, t.name, t.names, t.values)
 }
 
 // forget drops the rows that wait and keeps their room.
 func (t *table[T, P]) forget() {
-	clear(t.rows)
-	t.rows = t.rows[:0]
+	for _, c := range t.values {
+		c.Reset()
+	}
+	var none T
+	t.rec = none
 }
 
 func (t *table[T, P]) String() string { return t.name }

@@ -2,16 +2,15 @@ package sink
 
 import (
 	"errors"
-	"slices"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/admit"
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
 
@@ -30,9 +29,9 @@ func newEventRows() *table[event.Event, *event.Event] {
 			moment("received_at", func(e *T) time.Time { return e.ReceivedAt }),
 			word("source", func(e *T) string { return e.Source }),
 		},
-		typed("prop", func(e *T, into *entries) {
+		typed("prop", func(e *T, into *kinds) {
 			for i := range e.Properties {
-				into.add(e.Properties[i].Name, e.Properties[i].Value)
+				into.add(e.Properties[i].Name, &e.Properties[i].Value)
 			}
 		}))
 }
@@ -44,30 +43,33 @@ func newProfileRows() *table[event.Profile, *event.Profile] {
 			text("user_id", func(p *T) string { return p.UserID }),
 			integer("revision", func(p *T) int64 { return p.Revision }),
 		},
-		typed("attr", func(p *T, into *entries) {
+		typed("attr", func(p *T, into *kinds) {
 			for i := range p.Attributes {
-				into.add(p.Attributes[i].Name, p.Attributes[i].Value)
+				into.add(p.Attributes[i].Name, &p.Attributes[i].Value)
 			}
 		}),
 		[]column[T]{
-			listed("addresses", func(p *T, into *entries) {
+			pairs("addresses", byWord(), func(p *T, keys *clickhouse.Word, values *clickhouse.Text) {
 				for i := range p.Addresses {
 					// An empty one is a removal that is remembered.
 					if a := &p.Addresses[i]; a.Address != "" {
-						into.Put(into.names.of(a.Channel), a.Address)
+						keys.Append(a.Channel)
+						values.Append(a.Address)
 					}
 				}
 			}),
-			listed("consents", func(p *T, into *entries) {
+			pairs("consents", byWord(), func(p *T, keys *clickhouse.Word, values *clickhouse.Text) {
 				for i := range p.Consents {
-					into.Put(into.names.of(p.Consents[i].Channel), into.names.of(p.Consents[i].Consent))
+					keys.Append(p.Consents[i].Channel)
+					values.Append(p.Consents[i].Consent)
 				}
 			}),
-			listed("suppressions", func(p *T, into *entries) {
+			pairs("suppressions", byWord(), func(p *T, keys *clickhouse.Word, values *clickhouse.Text) {
 				for i := range p.Addresses {
 					a := &p.Addresses[i]
 					if reason := admit.SuppressedFor(p, a.Channel, a.Address); reason != "" && a.Address != "" {
-						into.Put(into.names.of(a.Channel), into.names.of(reason))
+						keys.Append(a.Channel)
+						values.Append(reason)
 					}
 				}
 			}),
@@ -78,6 +80,10 @@ func newProfileRows() *table[event.Profile, *event.Profile] {
 			moment("created_at", func(p *T) time.Time { return p.CreatedAt }),
 			moment("updated_at", func(p *T) time.Time { return p.UpdatedAt }),
 		})
+}
+
+func byWord() *clickhouse.Map[*clickhouse.Word, *clickhouse.Text] {
+	return clickhouse.NewMap(clickhouse.NewWord(), clickhouse.NewText())
 }
 
 // member is a SegmentMember with its values as JSON.
@@ -117,12 +123,12 @@ func newOutcomeRows() *table[event.Outcome, *event.Outcome] {
 		text("user_id", func(o *T) string { return o.UserID }),
 		word("channel", func(o *T) string { return o.Channel }),
 		word("outcome", func(o *T) string { return o.Outcome }),
-		integer("attempt", func(o *T) int32 { return o.Attempt }),
+		integer32("attempt", func(o *T) int32 { return o.Attempt }),
 		word("reason", func(o *T) string { return o.Reason }),
 		text("detail", func(o *T) string { return o.Detail }),
 		moment("occurred_at", func(o *T) time.Time { return o.OccurredAt }),
 		word("source_topic", func(o *T) string { return source(o).Topic }),
-		integer("source_partition", func(o *T) int32 { return source(o).Partition }),
+		integer32("source_partition", func(o *T) int32 { return source(o).Partition }),
 		integer("source_offset", func(o *T) int64 { return source(o).Offset }),
 		word("provider", func(o *T) string { return o.Provider }),
 		text("provider_id", func(o *T) string { return o.ProviderID }),
@@ -149,6 +155,8 @@ func newEngagementRows() *table[event.Engagement, *event.Engagement] {
 		text("user_agent", func(e *T) string { return e.UserAgent }),
 		text("network", func(e *T) string { return e.Network }),
 		text("referer", func(e *T) string { return e.Referer }),
+		word("purpose", func(e *T) string { return e.Purpose }),
+		integer("latency_ms", func(e *T) int64 { return e.LatencyMs }),
 	})
 }
 
@@ -236,8 +244,8 @@ type runRows struct {
 }
 
 func (t *runRows) read(source Source, name topic.Name, r *kgo.Record) error {
-	var rec event.Run
-	if err := source.Decode(r, &rec); err != nil {
+	rec := new(event.Run)
+	if err := source.Decode(r, rec); err != nil {
 		return err
 	}
 	switch {
@@ -270,15 +278,23 @@ func newRunRows() *table[event.Run, *event.Run] {
 		maybeID("request_id", func(r *T) *identity.ID { return r.State.RequestID }),
 		moment("requested_at", func(r *T) time.Time { return r.State.RequestedAt }),
 		moment("as_of", func(r *T) time.Time { return r.State.AsOf }),
-		mapping("segments", func(r *T) map[string][]uuid.UUID {
-			return importsOf(r.State.Segments, func(p *event.SegmentPin) []identity.ID { return p.ImportIDs })
+		pairs("segments", bySegment(), func(r *T, keys *clickhouse.Text, values *clickhouse.Array[*clickhouse.UUID]) {
+			for i := range r.State.Segments {
+				p := &r.State.Segments[i]
+				keys.Append(p.SegmentID)
+				appendIDs(values, p.ImportIDs)
+			}
 		}),
-		mapping("segment_removals", func(r *T) map[string][]uuid.UUID {
-			removing := slices.DeleteFunc(slices.Clone(r.State.Segments), func(p event.SegmentPin) bool { return len(p.Removes) == 0 })
-			return importsOf(removing, func(p *event.SegmentPin) []identity.ID { return p.Removes })
+		pairs("segment_removals", bySegment(), func(r *T, keys *clickhouse.Text, values *clickhouse.Array[*clickhouse.UUID]) {
+			for i := range r.State.Segments {
+				if p := &r.State.Segments[i]; len(p.Removes) > 0 {
+					keys.Append(p.SegmentID)
+					appendIDs(values, p.Removes)
+				}
+			}
 		}),
 		moment("expires_at", func(r *T) time.Time { return r.State.ExpiresAt }),
-		integer("shards", func(r *T) int32 { return r.State.Shards }),
+		integer32("shards", func(r *T) int32 { return r.State.Shards }),
 		integer("expected", func(r *T) int64 { return r.State.Expected }),
 		boolean("cancel_requested", func(r *T) bool { return r.State.CancelRequested }),
 		integer("unread_spool_events", func(r *T) int64 { return r.State.UnreadSpoolEvents }),
@@ -286,21 +302,22 @@ func newRunRows() *table[event.Run, *event.Run] {
 		maybeMoment("finished_at", func(r *T) *time.Time { return r.State.FinishedAt }),
 		boolean("balanced", func(r *T) bool { return r.State.Balanced }),
 		moment("updated_at", func(r *T) time.Time { return r.State.UpdatedAt }),
+		text("goal_event", func(r *T) string { return r.State.GoalEvent }),
+		integer("goal_within_ms", func(r *T) int64 { return r.State.GoalWithinMs }),
+		text("goal_revenue", func(r *T) string { return r.State.GoalRevenue }),
 	})
 }
 
-// importsOf is the imports of each segment.
-func importsOf(pins []event.SegmentPin, which func(*event.SegmentPin) []identity.ID) map[string][]uuid.UUID {
-	m := make(map[string][]uuid.UUID, len(pins))
-	for i := range pins {
-		ids := which(&pins[i])
-		of := make([]uuid.UUID, len(ids))
-		for n := range ids {
-			of[n] = uuid.UUID(ids[n])
-		}
-		m[pins[i].SegmentID] = of
+// bySegment is a column of the imports of each segment.
+func bySegment() *clickhouse.Map[*clickhouse.Text, *clickhouse.Array[*clickhouse.UUID]] {
+	return clickhouse.NewMap(clickhouse.NewText(), clickhouse.NewArray(clickhouse.NewUUID()))
+}
+
+func appendIDs(to *clickhouse.Array[*clickhouse.UUID], ids []identity.ID) {
+	for _, id := range ids {
+		to.Items.Append(id)
 	}
-	return m
+	to.End()
 }
 
 func newRunShardRows() *table[event.Run, *event.Run] {
@@ -308,10 +325,10 @@ func newRunShardRows() *table[event.Run, *event.Run] {
 	return newTable[T]("run_shard_rows", nil, []column[T]{
 		id("run_id", func(r *T) identity.ID { return r.RunID }),
 		text("campaign_id", func(r *T) string { return r.CampaignID }),
-		integer("shard", func(r *T) int32 { return r.Shard.Shard }),
-		integer("shard_count", func(r *T) int32 { return r.Shard.Of }),
+		integer32("shard", func(r *T) int32 { return r.Shard.Shard }),
+		integer32("shard_count", func(r *T) int32 { return r.Shard.Of }),
 		integer("candidates", func(r *T) int64 { return r.Shard.Candidates }),
-		integer("children", func(r *T) int32 { return r.Shard.Children }),
+		integer32("children", func(r *T) int32 { return r.Shard.Children }),
 		moment("done_at", func(r *T) time.Time { return r.Shard.DoneAt }),
 	})
 }
@@ -321,14 +338,13 @@ func newRunCounterRows() *table[event.Run, *event.Run] {
 	return newTable[T]("run_counter_rows", nil, []column[T]{
 		id("run_id", func(r *T) identity.ID { return r.RunID }),
 		text("campaign_id", func(r *T) string { return r.CampaignID }),
-		integer("partition", func(r *T) int32 { return r.Counters.Partition }),
+		integer32("partition", func(r *T) int32 { return r.Counters.Partition }),
 		integer("repeats", func(r *T) int64 { return r.Counters.Repeats }),
-		mapping("excluded", func(r *T) map[string]int64 {
-			m := make(map[string]int64, len(r.Counters.Excluded))
+		pairs("excluded", clickhouse.NewMap(clickhouse.NewText(), clickhouse.NewInt64()), func(r *T, keys *clickhouse.Text, values *clickhouse.Int64) {
 			for _, e := range r.Counters.Excluded {
-				m[e.Reason] = e.Count
+				keys.Append(e.Reason)
+				values.Append(e.Count)
 			}
-			return m
 		}),
 		integer("requested", func(r *T) int64 { return r.Counters.Requested }),
 		integer("waiting", func(r *T) int64 { return r.Counters.Waiting }),
