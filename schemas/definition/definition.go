@@ -259,8 +259,9 @@ type Sender struct {
 
 // Goal is the event that the campaign wants people to do, counted when it comes within the time after the message.
 type Goal struct {
-	Event  string   `json:"event"`
-	Within Duration `json:"within"`
+	Event   string   `json:"event"`
+	Within  Duration `json:"within"`
+	Revenue string   `json:"revenue,omitempty"` // property of the event that is what the person paid
 }
 
 // What becomes of a message whose provider was asked and never heard (Campaign.Policy).

@@ -395,6 +395,7 @@ func (d *decoder) campaign(n *node) *Campaign {
 			d.object(n, p,
 				field{"event", true, func(n *node, p string) { d.text(n, p, &c.Goal.Event) }},
 				field{"within", true, func(n *node, p string) { d.duration(n, p, &c.Goal.Within) }},
+				field{"revenue", false, func(n *node, p string) { d.text(n, p, &c.Goal.Revenue) }},
 			)
 		}},
 		field{"expires_after", false, func(n *node, p string) { d.duration(n, p, &c.ExpiresAfter) }},

@@ -19,8 +19,10 @@ type Engagement struct {
 	OccurredAt   time.Time   `json:"occurred_at"` // when the hit came in
 	Method       string      `json:"method"`
 	UserAgent    string      `json:"user_agent"`
-	Network      string      `json:"network"` // client address cut to /24 or /48
+	Network      string      `json:"network"` // client address, as much of it as TRACKING_ADDRESS keeps: cut to /24 or /48, or hashed:… with a key of the day, or empty
 	Referer      string      `json:"referer"`
+	Purpose      string      `json:"purpose"`    // why the client says it asked: prefetch, prerender, preview; or empty
+	LatencyMs    int64       `json:"latency_ms"` // from the admission of the message to the hit, milliseconds; -1 if the link does not say
 }
 
 func (m *Engagement) appendAvro(b []byte) []byte {
@@ -38,6 +40,8 @@ func (m *Engagement) appendAvro(b []byte) []byte {
 	b = appendString(b, m.UserAgent)
 	b = appendString(b, m.Network)
 	b = appendString(b, m.Referer)
+	b = appendString(b, m.Purpose)
+	b = appendLong(b, m.LatencyMs)
 	return b
 }
 
@@ -56,6 +60,8 @@ func (m *Engagement) readAvro(r *reader) {
 	m.UserAgent = r.string()
 	m.Network = r.string()
 	m.Referer = r.string()
+	m.Purpose = r.string()
+	m.LatencyMs = r.long()
 }
 
 // SchemaName implements Record.
@@ -75,4 +81,4 @@ func (m *Engagement) DecodeAvro(b []byte) error {
 }
 
 // schemaOfEngagement is engagement.v1.avsc.
-const schemaOfEngagement = `{"type":"record","name":"Engagement","namespace":"hikyaku","doc":"what a person (or a machine) did with a message: the raw hit","fields":[{"name":"engagement_id","type":{"type":"fixed","name":"Id128","size":16,"doc":"128-bit identity: the first 16 bytes of SHA-256 over length-prefixed fields; 32 hex digits in text"}},{"name":"message_id","type":"Id128","doc":"hash of namespace, campaign_id, occurrence, user_id and step"},{"name":"run_id","type":"Id128"},{"name":"campaign_id","type":"string"},{"name":"variant","type":"string","doc":"content variant; empty while campaigns have one","default":""},{"name":"user_id","type":"string"},{"name":"channel","type":"string","doc":"email; later sms, push, webpush, line, webhook"},{"name":"kind","type":"string","doc":"opened, clicked, unsubscribed"},{"name":"url","type":"string","doc":"clicked: where it led","default":""},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"when the hit came in"},{"name":"method","type":"string"},{"name":"user_agent","type":"string","default":""},{"name":"network","type":"string","doc":"client address cut to /24 or /48","default":""},{"name":"referer","type":"string","default":""}]}`
+const schemaOfEngagement = `{"type":"record","name":"Engagement","namespace":"hikyaku","doc":"what a person (or a machine) did with a message: the raw hit","fields":[{"name":"engagement_id","type":{"type":"fixed","name":"Id128","size":16,"doc":"128-bit identity: the first 16 bytes of SHA-256 over length-prefixed fields; 32 hex digits in text"}},{"name":"message_id","type":"Id128","doc":"hash of namespace, campaign_id, occurrence, user_id and step"},{"name":"run_id","type":"Id128"},{"name":"campaign_id","type":"string"},{"name":"variant","type":"string","doc":"content variant; empty while campaigns have one","default":""},{"name":"user_id","type":"string"},{"name":"channel","type":"string","doc":"email; later sms, push, webpush, line, webhook"},{"name":"kind","type":"string","doc":"opened, clicked, unsubscribed"},{"name":"url","type":"string","doc":"clicked: where it led","default":""},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"when the hit came in"},{"name":"method","type":"string"},{"name":"user_agent","type":"string","default":""},{"name":"network","type":"string","doc":"client address, as much of it as TRACKING_ADDRESS keeps: cut to /24 or /48, or hashed:… with a key of the day, or empty","default":""},{"name":"referer","type":"string","default":""},{"name":"purpose","type":"string","doc":"why the client says it asked: prefetch, prerender, preview; or empty","default":""},{"name":"latency_ms","type":"long","doc":"from the admission of the message to the hit, milliseconds; -1 if the link does not say","default":-1}]}`

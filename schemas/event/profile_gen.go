@@ -6,23 +6,24 @@ import "time"
 
 // Profile is the published profile.
 type Profile struct {
-	UserID         string      `json:"user_id"`
-	Revision       int64       `json:"revision"` // grows by one with each change
-	Attributes     []Attribute `json:"attributes"`
-	Addresses      []Address   `json:"addresses"`
-	Consents       []Consent   `json:"consents"`
-	Locale         string      `json:"locale"`
-	LocaleSetBy    string      `json:"locale_set_by"`
-	TimeZone       string      `json:"time_zone"`
-	TimeZoneSetBy  string      `json:"time_zone_set_by"`
-	AccountID      string      `json:"account_id"`
-	AccountIDSetBy string      `json:"account_id_set_by"`
-	CreatedAt      time.Time   `json:"created_at"`
-	UpdatedAt      time.Time   `json:"updated_at"`
-	CreatedBy      string      `json:"created_by"`    // set_by of the import that made the person known, while it can be undone; empty of all others
-	SettledFrom    *time.Time  `json:"settled_from"`  // set_at of the first change that no undo takes back, because no import made it or one too old; null if there is none
-	SettledUntil   *time.Time  `json:"settled_until"` // set_at of the last of them
-	Deleted        bool        `json:"deleted"`       // nobody is known any more: only imports that were undone knew the person
+	UserID         string        `json:"user_id"`
+	Revision       int64         `json:"revision"` // grows by one with each change
+	Attributes     []Attribute   `json:"attributes"`
+	Addresses      []Address     `json:"addresses"`
+	Consents       []Consent     `json:"consents"`
+	Locale         string        `json:"locale"`
+	LocaleSetBy    string        `json:"locale_set_by"`
+	TimeZone       string        `json:"time_zone"`
+	TimeZoneSetBy  string        `json:"time_zone_set_by"`
+	AccountID      string        `json:"account_id"`
+	AccountIDSetBy string        `json:"account_id_set_by"`
+	CreatedAt      time.Time     `json:"created_at"`
+	UpdatedAt      time.Time     `json:"updated_at"`
+	CreatedBy      string        `json:"created_by"`    // set_by of the import that made the person known, while it can be undone; empty of all others
+	SettledFrom    *time.Time    `json:"settled_from"`  // set_at of the first change that no undo takes back, because no import made it or one too old; null if there is none
+	SettledUntil   *time.Time    `json:"settled_until"` // set_at of the last of them
+	Deleted        bool          `json:"deleted"`       // nobody is known any more: only imports that were undone knew the person
+	Suppressions   []Suppression `json:"suppressions"`  // sorted by channel and address
 }
 
 func (m *Profile) appendAvro(b []byte) []byte {
@@ -71,6 +72,13 @@ func (m *Profile) appendAvro(b []byte) []byte {
 		b = appendTime(b, (*m.SettledUntil))
 	}
 	b = appendBool(b, m.Deleted)
+	if n := len(m.Suppressions); n > 0 {
+		b = appendLong(b, int64(n))
+		for i := range m.Suppressions {
+			b = m.Suppressions[i].appendAvro(b)
+		}
+	}
+	b = append(b, 0)
 	return b
 }
 
@@ -118,6 +126,13 @@ func (m *Profile) readAvro(r *reader) {
 		*m.SettledUntil = r.time()
 	}
 	m.Deleted = r.bool()
+	m.Suppressions = nil
+	for n := r.block(5); n > 0; n = r.block(5) {
+		items := extend(&m.Suppressions, n)
+		for i := range items {
+			items[i].readAvro(r)
+		}
+	}
 }
 
 // SchemaName implements Record.
@@ -137,7 +152,7 @@ func (m *Profile) DecodeAvro(b []byte) error {
 }
 
 // schemaOfProfile is profile.v1.avsc.
-const schemaOfProfile = `{"type":"record","name":"Profile","namespace":"hikyaku","doc":"the published profile","fields":[{"name":"user_id","type":"string"},{"name":"revision","type":"long","doc":"grows by one with each change"},{"name":"attributes","type":{"type":"array","items":{"type":"record","name":"Attribute","doc":"","fields":[{"name":"name","type":"string"},{"name":"value","type":["null","boolean","long","double","string",{"type":"record","name":"Instant","doc":"a point in time as an attribute value","fields":[{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}}]},{"type":"record","name":"Json","doc":"an array or object as canonical JSON text","fields":[{"name":"text","type":"string"}]}]},{"name":"set_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"set_by","type":"string"}]}}},{"name":"addresses","type":{"type":"array","items":{"type":"record","name":"Address","doc":"","fields":[{"name":"channel","type":"string"},{"name":"address","type":"string","doc":"empty: removed, kept so that an older one does not come back"},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"set_by","type":"string"}]}}},{"name":"consents","type":{"type":"array","items":{"type":"record","name":"Consent","doc":"","fields":[{"name":"channel","type":"string"},{"name":"consent","type":"string"},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"set_by","type":"string"}]}}},{"name":"locale","type":"string","default":""},{"name":"locale_set_by","type":"string","default":""},{"name":"time_zone","type":"string","default":""},{"name":"time_zone_set_by","type":"string","default":""},{"name":"account_id","type":"string","default":""},{"name":"account_id_set_by","type":"string","default":""},{"name":"created_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"updated_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"created_by","type":"string","doc":"set_by of the import that made the person known, while it can be undone; empty of all others","default":""},{"name":"settled_from","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"doc":"set_at of the first change that no undo takes back, because no import made it or one too old; null if there is none","default":null},{"name":"settled_until","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"doc":"set_at of the last of them","default":null},{"name":"deleted","type":"boolean","doc":"nobody is known any more: only imports that were undone knew the person","default":false}]}`
+const schemaOfProfile = `{"type":"record","name":"Profile","namespace":"hikyaku","doc":"the published profile","fields":[{"name":"user_id","type":"string"},{"name":"revision","type":"long","doc":"grows by one with each change"},{"name":"attributes","type":{"type":"array","items":{"type":"record","name":"Attribute","doc":"","fields":[{"name":"name","type":"string"},{"name":"value","type":["null","boolean","long","double","string",{"type":"record","name":"Instant","doc":"a point in time as an attribute value","fields":[{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}}]},{"type":"record","name":"Json","doc":"an array or object as canonical JSON text","fields":[{"name":"text","type":"string"}]}]},{"name":"set_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"set_by","type":"string"}]}}},{"name":"addresses","type":{"type":"array","items":{"type":"record","name":"Address","doc":"","fields":[{"name":"channel","type":"string"},{"name":"address","type":"string","doc":"empty: removed, kept so that an older one does not come back"},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"set_by","type":"string"}]}}},{"name":"consents","type":{"type":"array","items":{"type":"record","name":"Consent","doc":"","fields":[{"name":"channel","type":"string"},{"name":"consent","type":"string"},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"set_by","type":"string"}]}}},{"name":"locale","type":"string","default":""},{"name":"locale_set_by","type":"string","default":""},{"name":"time_zone","type":"string","default":""},{"name":"time_zone_set_by","type":"string","default":""},{"name":"account_id","type":"string","default":""},{"name":"account_id_set_by","type":"string","default":""},{"name":"created_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"updated_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"created_by","type":"string","doc":"set_by of the import that made the person known, while it can be undone; empty of all others","default":""},{"name":"settled_from","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"doc":"set_at of the first change that no undo takes back, because no import made it or one too old; null if there is none","default":null},{"name":"settled_until","type":["null",{"type":"long","logicalType":"timestamp-micros"}],"doc":"set_at of the last of them","default":null},{"name":"deleted","type":"boolean","doc":"nobody is known any more: only imports that were undone knew the person","default":false},{"name":"suppressions","type":{"type":"array","items":{"type":"record","name":"Suppression","doc":"an address that must not be written to, or may be again","fields":[{"name":"channel","type":"string"},{"name":"address","type":"string","doc":"in lower case"},{"name":"reason","type":"string","doc":"bounced, complained; empty: lifted, kept so that an older one does not come back"},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"set_by","type":"string"}]}},"doc":"sorted by channel and address","default":[]}]}`
 
 // Attribute is part of a record.
 type Attribute struct {
@@ -204,6 +219,32 @@ func (m *Consent) appendAvro(b []byte) []byte {
 func (m *Consent) readAvro(r *reader) {
 	m.Channel = r.string()
 	m.Consent = r.string()
+	m.OccurredAt = r.time()
+	m.SetBy = r.string()
+}
+
+// Suppression is an address that must not be written to, or may be again.
+type Suppression struct {
+	Channel    string    `json:"channel"`
+	Address    string    `json:"address"` // in lower case
+	Reason     string    `json:"reason"`  // bounced, complained; empty: lifted, kept so that an older one does not come back
+	OccurredAt time.Time `json:"occurred_at"`
+	SetBy      string    `json:"set_by"`
+}
+
+func (m *Suppression) appendAvro(b []byte) []byte {
+	b = appendString(b, m.Channel)
+	b = appendString(b, m.Address)
+	b = appendString(b, m.Reason)
+	b = appendTime(b, m.OccurredAt)
+	b = appendString(b, m.SetBy)
+	return b
+}
+
+func (m *Suppression) readAvro(r *reader) {
+	m.Channel = r.string()
+	m.Address = r.string()
+	m.Reason = r.string()
 	m.OccurredAt = r.time()
 	m.SetBy = r.string()
 }

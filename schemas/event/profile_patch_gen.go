@@ -6,19 +6,21 @@ import "time"
 
 // ProfilePatch is a change to one profile.
 type ProfilePatch struct {
-	UserID      string         `json:"user_id"`
-	OccurredAt  time.Time      `json:"occurred_at"`    // addresses and consents: the later one wins
-	SetAt       time.Time      `json:"set_at"`         // when it was received
-	SetBy       string         `json:"set_by"`         // import:<import_id>, api:<write key name>, unsubscribe:<message_id>, undo:<import_id>
-	OnlyIfSetBy *string        `json:"only_if_set_by"` // change only what this writer set last
-	Set         []NamedValue   `json:"set"`
-	Unset       []string       `json:"unset"`
-	Addresses   []AddressPatch `json:"addresses"`
-	Consents    []ConsentPatch `json:"consents"`
-	Locale      *string        `json:"locale"`
-	TimeZone    *string        `json:"time_zone"`
-	AccountID   *string        `json:"account_id"`
-	Undoes      string         `json:"undoes"` // set_by of the import whose changes to this person it takes back, import:<import_id>; such a patch sets nothing; empty of all others
+	UserID       string             `json:"user_id"`
+	OccurredAt   time.Time          `json:"occurred_at"`    // addresses and consents: the later one wins
+	SetAt        time.Time          `json:"set_at"`         // when it was received
+	SetBy        string             `json:"set_by"`         // import:<import_id>, api:<write key name>, unsubscribe:<message_id>, undo:<import_id>, webhook:<source>, operator
+	OnlyIfSetBy  *string            `json:"only_if_set_by"` // change only what this writer set last
+	Set          []NamedValue       `json:"set"`
+	Unset        []string           `json:"unset"`
+	Addresses    []AddressPatch     `json:"addresses"`
+	Consents     []ConsentPatch     `json:"consents"`
+	Locale       *string            `json:"locale"`
+	TimeZone     *string            `json:"time_zone"`
+	AccountID    *string            `json:"account_id"`
+	Undoes       string             `json:"undoes"` // set_by of the import whose changes to this person it takes back, import:<import_id>; such a patch sets nothing; empty of all others
+	Suppressions []SuppressionPatch `json:"suppressions"`
+	Erases       bool               `json:"erases"` // forget everything about the person; such a patch sets nothing
 }
 
 func (m *ProfilePatch) appendAvro(b []byte) []byte {
@@ -79,6 +81,14 @@ func (m *ProfilePatch) appendAvro(b []byte) []byte {
 		b = appendString(b, (*m.AccountID))
 	}
 	b = appendString(b, m.Undoes)
+	if n := len(m.Suppressions); n > 0 {
+		b = appendLong(b, int64(n))
+		for i := range m.Suppressions {
+			b = m.Suppressions[i].appendAvro(b)
+		}
+	}
+	b = append(b, 0)
+	b = appendBool(b, m.Erases)
 	return b
 }
 
@@ -136,6 +146,14 @@ func (m *ProfilePatch) readAvro(r *reader) {
 		*m.AccountID = r.string()
 	}
 	m.Undoes = r.string()
+	m.Suppressions = nil
+	for n := r.block(3); n > 0; n = r.block(3) {
+		items := extend(&m.Suppressions, n)
+		for i := range items {
+			items[i].readAvro(r)
+		}
+	}
+	m.Erases = r.bool()
 }
 
 // SchemaName implements Record.
@@ -155,7 +173,7 @@ func (m *ProfilePatch) DecodeAvro(b []byte) error {
 }
 
 // schemaOfProfilePatch is profile_patch.v1.avsc.
-const schemaOfProfilePatch = `{"type":"record","name":"ProfilePatch","namespace":"hikyaku","doc":"a change to one profile","fields":[{"name":"user_id","type":"string"},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"addresses and consents: the later one wins"},{"name":"set_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"when it was received"},{"name":"set_by","type":"string","doc":"import:<import_id>, api:<write key name>, unsubscribe:<message_id>, undo:<import_id>"},{"name":"only_if_set_by","type":["null","string"],"doc":"change only what this writer set last","default":null},{"name":"set","type":{"type":"array","items":{"type":"record","name":"NamedValue","doc":"one attribute or property; arrays of these are sorted by name","fields":[{"name":"name","type":"string"},{"name":"value","type":["null","boolean","long","double","string",{"type":"record","name":"Instant","doc":"a point in time as an attribute value","fields":[{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}}]},{"type":"record","name":"Json","doc":"an array or object as canonical JSON text","fields":[{"name":"text","type":"string"}]}]}]}}},{"name":"unset","type":{"type":"array","items":"string"}},{"name":"addresses","type":{"type":"array","items":{"type":"record","name":"AddressPatch","doc":"an empty address removes it","fields":[{"name":"channel","type":"string"},{"name":"address","type":"string"}]}}},{"name":"consents","type":{"type":"array","items":{"type":"record","name":"ConsentPatch","doc":"","fields":[{"name":"channel","type":"string"},{"name":"consent","type":"string","doc":"subscribed or unsubscribed"}]}}},{"name":"locale","type":["null","string"],"default":null},{"name":"time_zone","type":["null","string"],"default":null},{"name":"account_id","type":["null","string"],"default":null},{"name":"undoes","type":"string","doc":"set_by of the import whose changes to this person it takes back, import:<import_id>; such a patch sets nothing; empty of all others","default":""}]}`
+const schemaOfProfilePatch = `{"type":"record","name":"ProfilePatch","namespace":"hikyaku","doc":"a change to one profile","fields":[{"name":"user_id","type":"string"},{"name":"occurred_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"addresses and consents: the later one wins"},{"name":"set_at","type":{"type":"long","logicalType":"timestamp-micros"},"doc":"when it was received"},{"name":"set_by","type":"string","doc":"import:<import_id>, api:<write key name>, unsubscribe:<message_id>, undo:<import_id>, webhook:<source>, operator"},{"name":"only_if_set_by","type":["null","string"],"doc":"change only what this writer set last","default":null},{"name":"set","type":{"type":"array","items":{"type":"record","name":"NamedValue","doc":"one attribute or property; arrays of these are sorted by name","fields":[{"name":"name","type":"string"},{"name":"value","type":["null","boolean","long","double","string",{"type":"record","name":"Instant","doc":"a point in time as an attribute value","fields":[{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}}]},{"type":"record","name":"Json","doc":"an array or object as canonical JSON text","fields":[{"name":"text","type":"string"}]}]}]}}},{"name":"unset","type":{"type":"array","items":"string"}},{"name":"addresses","type":{"type":"array","items":{"type":"record","name":"AddressPatch","doc":"an empty address removes it","fields":[{"name":"channel","type":"string"},{"name":"address","type":"string"}]}}},{"name":"consents","type":{"type":"array","items":{"type":"record","name":"ConsentPatch","doc":"","fields":[{"name":"channel","type":"string"},{"name":"consent","type":"string","doc":"subscribed or unsubscribed"}]}}},{"name":"locale","type":["null","string"],"default":null},{"name":"time_zone","type":["null","string"],"default":null},{"name":"account_id","type":["null","string"],"default":null},{"name":"undoes","type":"string","doc":"set_by of the import whose changes to this person it takes back, import:<import_id>; such a patch sets nothing; empty of all others","default":""},{"name":"suppressions","type":{"type":"array","items":{"type":"record","name":"SuppressionPatch","doc":"the later one wins for each address; at the same moment the one that suppresses","fields":[{"name":"channel","type":"string"},{"name":"address","type":"string"},{"name":"reason","type":"string","doc":"bounced, complained; empty: lifted"}]}},"default":[]},{"name":"erases","type":"boolean","doc":"forget everything about the person; such a patch sets nothing","default":false}]}`
 
 // AddressPatch is an empty address removes it.
 type AddressPatch struct {
@@ -189,4 +207,24 @@ func (m *ConsentPatch) appendAvro(b []byte) []byte {
 func (m *ConsentPatch) readAvro(r *reader) {
 	m.Channel = r.string()
 	m.Consent = r.string()
+}
+
+// SuppressionPatch is the later one wins for each address; at the same moment the one that suppresses.
+type SuppressionPatch struct {
+	Channel string `json:"channel"`
+	Address string `json:"address"`
+	Reason  string `json:"reason"` // bounced, complained; empty: lifted
+}
+
+func (m *SuppressionPatch) appendAvro(b []byte) []byte {
+	b = appendString(b, m.Channel)
+	b = appendString(b, m.Address)
+	b = appendString(b, m.Reason)
+	return b
+}
+
+func (m *SuppressionPatch) readAvro(r *reader) {
+	m.Channel = r.string()
+	m.Address = r.string()
+	m.Reason = r.string()
 }

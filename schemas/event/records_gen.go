@@ -15,6 +15,8 @@ func New(schemaName string) (Record, bool) {
 		return new(Definition), true
 	case "Engagement":
 		return new(Engagement), true
+	case "Erasure":
+		return new(Erasure), true
 	case "Event":
 		return new(Event), true
 	case "Export":
@@ -57,6 +59,7 @@ func Names() []string {
 		"DeadLetterMark",
 		"Definition",
 		"Engagement",
+		"Erasure",
 		"Event",
 		"Export",
 		"Import",

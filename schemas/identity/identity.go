@@ -74,6 +74,10 @@ func Message(namespace, campaignID, occurrence, userID, step string) ID {
 	return Hash(namespace, campaignID, occurrence, userID, step)
 }
 
+// Person stands for a user_id where it must not be kept, so that who was erased can
+// be recognised without being named.
+func Person(namespace, userID string) ID { return Hash(namespace, "person", userID) }
+
 // Run is one execution of a campaign. The moment is the scheduled time in
 // RFC 3339, UTC, or the request id's hex digits.
 func Run(namespace, campaignID, moment string) ID { return Hash(namespace, campaignID, moment) }

@@ -4,9 +4,11 @@
 // deterministic, so that the same message always carries the same links.
 //
 // A token is base64url(payload ‖ MAC). The payload is a version byte, the
-// purpose, the key id, message_id, run_id, channel, campaign_id, user_id and,
-// for a link, its target; strings are preceded by their length as a uvarint.
-// The MAC is the first 16 bytes of HMAC-SHA-256 over the payload.
+// purpose, the key id, message_id, run_id, in version 2 when the message was
+// asked for (milliseconds since 1970 as a uvarint), channel, campaign_id, user_id
+// and, for a link, its target; strings are preceded by their length as a uvarint.
+// The MAC is the first 16 bytes of HMAC-SHA-256 over the payload. A token that
+// does not know when its message was asked for is of version 1, as all were once.
 package token
 
 import (
@@ -17,14 +19,17 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"math"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/hikyaku/hikyaku/schemas/identity"
 )
 
 const (
-	version  = 1
+	untimed  = 1 // the version byte of a token without a time
+	timed    = 2 // and of one with it
 	macBytes = 16
 )
 
@@ -36,6 +41,9 @@ const (
 	Click       Purpose = 'c'
 	Open        Purpose = 'o'
 	Unsubscribe Purpose = 'u'
+	// Echo is what a provider is given with a message and says in its reports. Who
+	// reads the mail may see it: it opens nothing without the provider's signature.
+	Echo Purpose = 'e'
 )
 
 // Token is what a link carries.
@@ -47,6 +55,9 @@ type Token struct {
 	CampaignID string
 	UserID     string
 	Target     string // Click: where the link leads; empty otherwise
+	// RequestedAt is when the message was asked for, in whole milliseconds; zero if
+	// the token does not say.
+	RequestedAt time.Time
 }
 
 // ErrInvalid says that a token was not made by us, or was changed since.
@@ -92,10 +103,19 @@ func (k *Keys) Append(b []byte, keyID string, t *Token) ([]byte, error) {
 	}
 	s := pool.Get().(*signer)
 	defer pool.Put(s)
+	version, at := byte(untimed), int64(0)
+	if !t.RequestedAt.IsZero() {
+		if at = t.RequestedAt.UnixMilli(); at > 0 { // nothing was asked for before 1970
+			version = timed
+		}
+	}
 	p := append(s.payload[:0], version, byte(t.Purpose), byte(len(keyID)))
 	p = append(p, keyID...)
 	p = append(p, t.MessageID[:]...)
 	p = append(p, t.RunID[:]...)
+	if version == timed {
+		p = binary.AppendUvarint(p, uint64(at))
+	}
 	for _, field := range [...]string{t.Channel, t.CampaignID, t.UserID, t.Target} {
 		p = binary.AppendUvarint(p, uint64(len(field)))
 		p = append(p, field...)
@@ -108,7 +128,7 @@ func (k *Keys) Append(b []byte, keyID string, t *Token) ([]byte, error) {
 // Parse checks the text of a token and returns what it carries, or ErrInvalid.
 func (k *Keys) Parse(purpose Purpose, text string) (*Token, error) {
 	p, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	if err != nil || len(p) < 3+macBytes || p[0] != version {
+	if err != nil || len(p) < 3+macBytes || p[0] != untimed && p[0] != timed {
 		return nil, ErrInvalid
 	}
 	payload, mac := p[:len(p)-macBytes], p[len(p)-macBytes:]
@@ -129,18 +149,41 @@ func (k *Keys) Parse(purpose Purpose, text string) (*Token, error) {
 	rest = rest[1+idLen:]
 	t := &Token{Purpose: purpose, MessageID: identity.ID(rest[:16]), RunID: identity.ID(rest[16:32])}
 	rest = rest[32:]
-	for _, s := range []*string{&t.Channel, &t.CampaignID, &t.UserID, &t.Target} {
+	if payload[0] == timed {
+		at, w := binary.Uvarint(rest)
+		if w <= 0 || at == 0 || at > math.MaxInt64 {
+			return nil, ErrInvalid
+		}
+		t.RequestedAt = time.UnixMilli(int64(at)).UTC()
+		rest = rest[w:]
+	}
+	words := string(rest) // one allocation for all of them
+	for _, s := range [...]*string{&t.Channel, &t.CampaignID, &t.UserID, &t.Target} {
 		n, w := binary.Uvarint(rest)
 		if w <= 0 || n > uint64(len(rest)-w) {
 			return nil, ErrInvalid
 		}
-		*s = string(rest[w : w+int(n)])
-		rest = rest[w+int(n):]
+		*s = words[w : w+int(n)]
+		rest, words = rest[w+int(n):], words[w+int(n):]
 	}
 	if len(rest) != 0 {
 		return nil, ErrInvalid
 	}
 	return t, nil
+}
+
+// Sum returns a keyed hash of text: whoever does not have the key that signs can
+// neither make it nor find the text by trying. What is signed begins with a
+// version, so no sum is ever a signature.
+func (k *Keys) Sum(text string) [sha256.Size]byte {
+	pool := k.pools[k.current]
+	s := pool.Get().(*signer)
+	defer pool.Put(s)
+	s.mac.Reset()
+	s.payload = append(append(s.payload[:0], "sum "...), text...)
+	s.mac.Write(s.payload)
+	s.mac.Sum(s.sum[:0])
+	return s.sum
 }
 
 // signer is what signing takes, kept for the next token.

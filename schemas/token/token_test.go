@@ -3,6 +3,7 @@ package token_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -19,7 +20,8 @@ func keys(t testing.TB) *token.Keys {
 
 func sample() token.Token {
 	return token.Token{Purpose: token.Click, MessageID: identity.Hash("m"), RunID: identity.Hash("r"), Channel: "email",
-		CampaignID: "thanks-2011", UserID: "ユーザー 1", Target: "https://example.test/?a=1&b=2"}
+		CampaignID: "thanks-2011", UserID: "ユーザー 1", Target: "https://example.test/?a=1&b=2",
+		RequestedAt: time.Date(2026, 11, 22, 9, 30, 0, 123e6, time.UTC)}
 }
 
 func TestTokenRoundTrip(t *testing.T) {
@@ -35,6 +37,34 @@ func TestTokenRoundTrip(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want, *got)
 	}
+}
+
+// Links of mails that are out there are followed for years.
+func TestTokensWithoutATimeAreReadAsBefore(t *testing.T) {
+	t.Parallel()
+	k, want := keys(t), sample()
+	want.RequestedAt = time.Time{}
+	text, err := k.Append(nil, "k2", &want)
+	require.NoError(t, err)
+	const before = "AWMCazJIw4QLIgDeywuCRV633_ezb_msNdi8LmDq-TC4-tBJiQVlbWFpbAt0aGFua3MtMjAxMQ7jg6bjg7zjgrbjg7wgMR1odHRwczovL2V4YW1wbGUudGVzdC8_YT0xJmI9Mh3Ab_b_oU1sxeQGC3rUMdk"
+	require.Equal(t, before, string(text), "of version 1, byte for byte")
+	got, err := k.Parse(token.Click, string(text))
+	require.NoError(t, err)
+	require.Equal(t, want, *got)
+	timed := sample()
+	longer, err := k.Append(nil, "k2", &timed)
+	require.NoError(t, err)
+	require.Len(t, longer, len(text)+8, "a time costs 8 characters")
+}
+
+func TestASumIsNoSignature(t *testing.T) {
+	t.Parallel()
+	k := keys(t)
+	require.Equal(t, k.Sum("a"), k.Sum("a"))
+	require.NotEqual(t, k.Sum("a"), k.Sum("b"))
+	other, err := token.NewKeys("k2", map[string][]byte{"k2": []byte("somebody else's secret")})
+	require.NoError(t, err)
+	require.NotEqual(t, k.Sum("a"), other.Sum("a"))
 }
 
 // A link that was changed in any character leads nowhere.
@@ -90,4 +120,27 @@ func FuzzParse(f *testing.F) {
 			require.Equal(t, text, string(again))
 		}
 	})
+}
+
+// What a provider echoes is good for that alone, and fits where providers have
+// room for it: SES takes tags of 256 letters, digits, - and _.
+func TestEchoIsNoLink(t *testing.T) {
+	t.Parallel()
+	k := keys(t)
+	want := token.Token{Purpose: token.Echo, MessageID: identity.Hash("m"), RunID: identity.Hash("r"), Channel: "email", CampaignID: "thanks-2011", UserID: "customer-0000012347"}
+	text, err := k.Append(nil, "k2", &want)
+	require.NoError(t, err)
+	require.Regexp(t, `^[A-Za-z0-9_-]{1,256}$`, string(text))
+	got, err := k.Parse(token.Echo, string(text))
+	require.NoError(t, err)
+	require.Equal(t, want, *got)
+	for _, other := range []token.Purpose{token.Click, token.Open, token.Unsubscribe} {
+		_, err := k.Parse(other, string(text))
+		require.ErrorIs(t, err, token.ErrInvalid)
+		want.Purpose = other
+		link, err := k.Append(nil, "k2", &want)
+		require.NoError(t, err)
+		_, err = k.Parse(token.Echo, string(link))
+		require.ErrorIs(t, err, token.ErrInvalid, "a link of the mail is no report")
+	}
 }

@@ -30,6 +30,7 @@ const (
 	RetriesEmail        Name = "retries.email"
 	Outcomes            Name = "outcomes"
 	Engagements         Name = "engagements"
+	Erasures            Name = "erasures"
 
 	DeadLettersImporter  Name = "dead-letters.importer"
 	DeadLettersResolver  Name = "dead-letters.audience-resolver"
@@ -130,7 +131,7 @@ func Catalogue() []Topic {
 		{Name: Exports, Record: "Export", Key: "export_id", Cleanup: Compact, Retain: Forever,
 			Writers: []string{Console, Importer}, TableOf: []string{Importer, Console}},
 		{Name: ProfileUpdates, Record: "ProfilePatch", Key: "user_id", Person: true, Cleanup: Log, Retain: 14 * day,
-			Writers: []string{Importer, Collector}, Readers: []Group{GroupPersonLoop}},
+			Writers: []string{Importer, Collector, Console}, Readers: []Group{GroupPersonLoop}},
 		{Name: SegmentMembers, Record: "SegmentMember", Key: "user_id", Person: true, Cleanup: Log, Retain: 14 * day,
 			Writers: []string{Importer}, Readers: []Group{GroupPersonLoop, GroupSink}},
 		{Name: Events, Record: "Event", Key: "user_id", Person: true, Cleanup: Log, Retain: 14 * day,
@@ -159,6 +160,8 @@ func Catalogue() []Topic {
 			Writers: []string{Resolver, Renderer, Sender, Collector}, Readers: []Group{GroupPersonLoop, GroupSink}},
 		{Name: Engagements, Record: "Engagement", Key: "user_id", Person: true, Cleanup: Log, Retain: 14 * day,
 			Writers: []string{Collector}, Readers: []Group{GroupSink}, TableOf: []string{Sender}},
+		{Name: Erasures, Record: "Erasure", Key: "person", Cleanup: Compact, Retain: Forever,
+			Writers: []string{Console}, TableOf: []string{Collector, Console}},
 		deadLetters(DeadLettersImporter, Importer),
 		deadLetters(DeadLettersResolver, Resolver),
 		deadLetters(DeadLettersRenderer, Renderer),

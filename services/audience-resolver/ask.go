@@ -64,7 +64,7 @@ func (a *asker) People(ctx context.Context, s *event.RunState, shard, of int32, 
 
 // Classes counts a run's distinct messages by class, excluded included.
 func (a *asker) Classes(ctx context.Context, run identity.ID) (map[string]int64, error) {
-	rows, err := a.conn.Query(ctx, "SELECT class, count() FROM messages WHERE run_id = toUUID(?) GROUP BY class", run.UUID())
+	rows, err := a.conn.Query(ctx, "SELECT class, count() FROM message_steps WHERE run_id = toUUID(?) GROUP BY class", run.UUID())
 	if err != nil {
 		return nil, err
 	}

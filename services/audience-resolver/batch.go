@@ -115,21 +115,27 @@ func (b *batch) profile(userID string, partition int32) (*cell[event.Profile], e
 // state returns the cell of one kind of a person's state; its record is never
 // nil.
 func (b *batch) state(userID, kind string, partition int32) (*cell[event.PersonState], error) {
+	c, err := b.known(userID, kind, partition)
+	if c == nil && err == nil {
+		c = &cell[event.PersonState]{partition: partition, rec: &event.PersonState{UserID: strings.Clone(userID), Kind: kind}}
+		b.states[userID+"/"+kind] = c
+	}
+	return c, err
+}
+
+// known is state, nil if there is none.
+func (b *batch) known(userID, kind string, partition int32) (*cell[event.PersonState], error) {
 	key := userID + "/" + kind
 	if c := b.states[key]; c != nil {
 		return c, nil
 	}
-	c := &cell[event.PersonState]{partition: partition, rec: new(event.PersonState)}
 	value, err := b.l.store.Get(topic.PersonState, partition, []byte(key))
-	if err != nil {
+	if err != nil || value == nil {
 		return nil, err
 	}
-	if value != nil {
-		if err := b.l.decode(topic.PersonState, value, c.rec); err != nil {
-			return nil, err
-		}
-	} else {
-		c.rec.UserID, c.rec.Kind = strings.Clone(userID), kind
+	c := &cell[event.PersonState]{partition: partition, rec: new(event.PersonState)}
+	if err := b.l.decode(topic.PersonState, value, c.rec); err != nil {
+		return nil, err
 	}
 	b.states[key] = c
 	return c, nil
@@ -189,7 +195,15 @@ func (b *batch) emit(name topic.Name, key string, rec event.Record) error {
 // flush turns everything that changed into records, once per key.
 func (b *batch) flush(now time.Time) ([]*kgo.Record, error) {
 	for _, userID := range sortedKeys(b.profiles) {
-		if c := b.profiles[userID]; c.dirty {
+		c := b.profiles[userID]
+		switch {
+		case !c.dirty:
+		case c.rec == nil: // erased
+			if err := b.emit(topic.Profiles, userID, &event.Profile{}); err != nil {
+				return nil, fmt.Errorf("removing a profile: %w", err)
+			}
+			b.out[len(b.out)-1].Value = nil
+		default:
 			c.rec.Revision++
 			if err := b.emit(topic.Profiles, userID, c.rec); err != nil {
 				return nil, fmt.Errorf("writing a profile: %w", err)
@@ -202,8 +216,8 @@ func (b *batch) flush(now time.Time) ([]*kgo.Record, error) {
 			if err != nil {
 				return nil, fmt.Errorf("writing a person's %s: %w", c.rec.Kind, err)
 			}
-			if c.rec.Kind == kindReplaced && profile.Empty(c.rec) {
-				r.Value = nil // every import that changed the person was undone
+			if len(c.rec.Memberships) == 0 && len(c.rec.Messages) == 0 && profile.Empty(c.rec) {
+				r.Value = nil // every import that changed the person was undone, or the person was erased
 			}
 			b.out = append(b.out, r)
 		}

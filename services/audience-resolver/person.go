@@ -201,6 +201,9 @@ func (l *personLoop) patch(b *batch, patch *event.ProfilePatch, partition int32)
 	if err != nil {
 		return err
 	}
+	if patch.Erases {
+		return l.erase(b, c, patch.UserID, partition)
+	}
 	if patch.Undoes != "" {
 		return l.undo(b, c, patch, partition)
 	}
@@ -309,11 +312,10 @@ func (l *personLoop) settle(ctx context.Context, b *batch, o *event.Outcome, par
 	if !ledger.Ends(o.Outcome) {
 		return nil // every message is rendered: reading who was is half of all reading
 	}
-	c, err := b.state(o.UserID, kindMessages, partition)
+	c, i, err := l.message(b, o.UserID, o.MessageID, partition)
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(c.rec.Messages, func(m event.MessageState) bool { return m.MessageID == o.MessageID })
 	ofCandidate := o.Reason == kafka.ReasonCandidate
 	switch {
 	case i < 0 && ofCandidate && o.Outcome == ledger.Parked:
@@ -375,13 +377,12 @@ func (l *personLoop) admit(ctx context.Context, b *batch, q *event.Candidate, at
 		return err
 	}
 	id := identity.Message(l.cluster.Namespace(), campaign, q.RunID.String(), q.UserID, "")
-	messages, err := b.state(q.UserID, kindMessages, partition)
+	messages, known, err := l.message(b, q.UserID, id, partition)
 	if err != nil {
 		return err
 	}
 	books := b.count(q.RunID, campaign, partition)
 	m := event.MessageState{MessageID: id, RunID: q.RunID, CampaignID: campaign}
-	known := slices.IndexFunc(messages.rec.Messages, func(m event.MessageState) bool { return m.MessageID == id })
 	switch {
 	case known >= 0 && attempt > 0:
 		// Counted since it was parked. What says that it was replayed may come later.
@@ -407,7 +408,8 @@ func (l *personLoop) admit(ctx context.Context, b *batch, q *event.Candidate, at
 	}
 	now := b.timeOf(partition, &run)
 	address, consent := admit.Of(person.rec, run.Channel)
-	why := admit.Decide(admit.Question{Address: address, Consent: consent, Rule: run.Consent, Cancelled: run.CancelRequested})
+	why := admit.Decide(admit.Question{Address: address, Consent: consent, Suppressed: admit.SuppressedFor(person.rec, run.Channel, address),
+		Rule: run.Consent, Cancelled: run.CancelRequested})
 	if why == "" {
 		err = l.requestMessage(b, id, q, campaign, &run, person.rec, address, now, attempt, partition)
 	} else {

@@ -3,6 +3,7 @@ package resolver
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -360,4 +361,57 @@ func TestALargeShardIsSplit(t *testing.T) {
 			require.LessOrEqual(t, r.Shard.Candidates, int64(10))
 		}
 	}
+}
+
+// Who bounced for good is not written to again, until that is lifted or there is
+// another address; and the run that they bounced from still balances.
+func TestWhoBouncedIsExcludedFromTheNextRun(t *testing.T) {
+	s := newStage(t)
+	s.start("0")
+	s.greeting()
+	for _, id := range []string{"fine", "lifted", "bounced", "moved"} {
+		s.person(id, id+"@example.test", "", 40)
+	}
+	first := s.request("greeting", false)
+	s.until(first, runs.Sending)
+	got := s.requests(first)
+	require.Len(t, got, 4)
+	for id, q := range got {
+		what := "uncertain"
+		if id == "fine" {
+			what = "accepted"
+		}
+		s.write(topic.Outcomes, id, outcome(&q, what, 1))
+	}
+	at := time.Now().UTC().Truncate(time.Microsecond)
+	report := func(id, reason string, at time.Time) *event.ProfilePatch {
+		p := &event.ProfilePatch{UserID: id, OccurredAt: at, SetAt: at, SetBy: "webhook:ses", Suppressions: []event.SuppressionPatch{{Channel: "email", Address: strings.ToUpper(id) + "@example.test", Reason: reason}}}
+		s.write(topic.ProfileUpdates, id, p)
+		return p
+	}
+	for _, id := range []string{"lifted", "bounced", "moved"} {
+		q := got[id]
+		report(id, "bounced", at)
+		s.write(topic.Outcomes, id, outcome(&q, "bounced", 0))
+	}
+	state := s.until(first, runs.Finished)
+	require.True(t, state.Balanced)
+	totals := s.view.Totals(first)
+	require.Equal(t, event.RunCounters{Requested: 4, Accepted: 4}, totals.RunCounters, "what bounced had been taken")
+
+	report("lifted", "", at.Add(time.Second))
+	report("lifted", "bounced", at) // delivered again
+	moved := personPatch("moved", "new@example.test", "", 40)
+	moved.OccurredAt = at.Add(time.Second)
+	s.write(topic.ProfileUpdates, "moved", moved)
+	second := s.request("greeting", true)
+	s.until(second, runs.Sending)
+	got = s.requests(second)
+	require.Len(t, got, 3)
+	require.NotContains(t, got, "bounced")
+	s.answer(got, "accepted")
+	state = s.until(second, runs.Finished)
+	require.True(t, state.Balanced)
+	totals = s.view.Totals(second)
+	require.Equal(t, []event.ReasonCount{{Reason: "suppressed", Count: 1}}, totals.Excluded)
 }

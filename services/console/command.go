@@ -144,9 +144,11 @@ func (a *app) root() *cobra.Command {
   hikyaku status RUN                             follow it
   hikyaku status                                 what is wrong now, if anything
   hikyaku balance RUN                            where everybody went, and that it adds up
+  hikyaku reclassify                             judge who opened and clicked, people or machines, by newer rules
   hikyaku explain thanks-2011 12347              why one person did (not) get it
   hikyaku topic read outcomes --limit 5          what lies in Kafka, decoded
   hikyaku dead-letters                           what could not be processed, and why
+  hikyaku spool drain DIR                        what a collector had taken in while Kafka was away, and did not come back
 
 It finds Kafka, the Schema Registry and ClickHouse through KAFKA_BROKERS, SCHEMA_REGISTRY_URL and CLICKHOUSE_URL;
 without them it talks to the stack that scripts/quickstart starts; hikyaku help settings lists all. Exit codes: 0 done, 1 a promise did not hold,
@@ -157,7 +159,7 @@ without them it talks to the stack that scripts/quickstart starts; hikyaku help 
 	root.PersistentFlags().BoolVar(&a.showSQL, "sql", false, "show the queries behind the numbers on stderr")
 	root.PersistentFlags().DurationVar(&a.patience, "timeout", 10*time.Second, "how long to wait for Kafka, the registry or ClickHouse to answer")
 	root.AddCommand(a.applyCommand(), a.getCommand(), a.audienceCommand(), a.previewCommand(), a.importCommand(), a.importsCommand(), a.exportCommand(), a.exportsCommand(), a.sendTestCommand(), a.startCommand(),
-		a.statusCommand(), a.cancelCommand(), a.balanceCommand(), a.funnelCommand(), a.explainCommand(), a.topicCommand(), a.deadLettersCommand(), a.sqlCommand(), settings())
+		a.statusCommand(), a.cancelCommand(), a.balanceCommand(), a.funnelCommand(), a.reclassifyCommand(), a.explainCommand(), a.unsuppressCommand(), a.eraseCommand(), a.topicCommand(), a.deadLettersCommand(), a.spoolCommand(), a.sqlCommand(), settings())
 	return root
 }
 

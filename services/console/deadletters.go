@@ -373,7 +373,10 @@ func (a *app) deadLetter(ctx context.Context, id string) error {
 	if _, err := c.Replay(&d, now()); err != nil {
 		w.Final = err.Error()
 	}
-	if d.Value != nil {
+	switch {
+	case d.Topic == kafka.OriginHTTP:
+		w.Value = json.RawMessage(d.Value) // the event as it was sent
+	case d.Value != nil:
 		t, _ := topic.ByName(topic.Name(d.Topic))
 		value, err := decodedValue(c, t.Record, &kgo.Record{Topic: t.Name.In(c.Namespace()), Partition: d.Partition, Offset: d.Offset, Value: d.Value})
 		if err != nil {
@@ -389,8 +392,11 @@ func (a *app) deadLetter(ctx context.Context, id string) error {
 }
 
 func (a *app) printLetter(w *wholeLetter) error {
-	rows := [][]string{{"service", w.Service}, {"parked", moment(w.ParkedAt)}, {"produced", moment(w.ProducedAt)},
-		{"origin", fmt.Sprintf("%s, partition %d, offset %d", w.Topic, w.Partition, w.Offset)}, {"key", w.Key}}
+	origin := fmt.Sprintf("%s, partition %d, offset %d", w.Topic, w.Partition, w.Offset)
+	if w.Topic == kafka.OriginHTTP {
+		origin = "HTTP, " + w.Headers["source"]
+	}
+	rows := [][]string{{"service", w.Service}, {"parked", moment(w.ParkedAt)}, {"produced", moment(w.ProducedAt)}, {"origin", origin}, {"key", w.Key}}
 	if w.MessageID != nil {
 		rows = append(rows, []string{"message", w.MessageID.String()})
 	}

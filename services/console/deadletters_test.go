@@ -15,6 +15,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
 // parked is a message that was to be sent, and its dead letter; its offset tells it
@@ -146,6 +147,20 @@ func TestWhatCannotBeReplayedSaysWhy(t *testing.T) {
 	require.Contains(t, s.ok("dead-letters", "show", "audience-resolver/0").out, "cannot be: it is a tick")
 	require.Contains(t, s.ok("dead-letters").out, "audience-resolver/0", "it is open still")
 	s.ok("dead-letters", "drop", "audience-resolver/0", "--because", "it is late")
+
+	r, err := s.cluster.Record(topic.DeadLetters(topic.Collector), "ann", &event.DeadLetter{Service: topic.Collector, Topic: kafka.OriginHTTP, Offset: 5, Key: []byte("ann"), UserID: "ann",
+		Value: []byte(`{"type":"track","userId":"ann"}`), Headers: []event.Header{{Key: "source", Value: []byte("api:web")}}, Reason: "event: missing: the name of the event is missing"})
+	require.NoError(t, err)
+	s.Produce(t, r)
+	require.Regexp(t, `(?m)^event-collector +1 +event: missing`, s.ok("dead-letters").out)
+	shown := s.ok("dead-letters", "show", "event-collector/0").out
+	for _, part := range []string{"HTTP, api:web", `"type": "track"`, "cannot be: it came over HTTP"} {
+		require.Contains(t, shown, part)
+	}
+	a = s.hikyaku("dead-letters", "replay", "event-collector/0", "--yes")
+	require.Equal(t, exitBroken, a.code)
+	require.Contains(t, a.out, "was never in Kafka: whoever sent it has to mend it and send it again")
+	s.ok("dead-letters", "drop", "event-collector/0", "--because", "a test of theirs")
 }
 
 // Of two who replay at once, one does; and what one leaves open who is killed before

@@ -99,7 +99,7 @@ const (
 	// the tables' key.
 	inputQuery   = `SELECT requested_at, address, template_id, template_version FROM message_inputs WHERE run_id = toUUID(?) AND message_id = toUUID(?)`
 	outcomeQuery = `SELECT outcome, attempt, reason, detail, occurred_at FROM outcomes WHERE run_id = toUUID(?) AND message_id = toUUID(?)
-ORDER BY attempt, occurred_at, outcome`
+ORDER BY outcome IN ('delivered', 'delayed', 'bounced', 'complained'), attempt, occurred_at, outcome` // what a provider reports later belongs to no attempt
 	engagementQuery = `SELECT kind, url, occurred_at FROM engagements WHERE run_id = toUUID(?) AND message_id = toUUID(?) ORDER BY occurred_at`
 	classQuery      = `SELECT class, reason FROM messages WHERE run_id = toUUID(?) AND message_id = toUUID(?)`
 	traceQuery      = `SELECT count() FROM events WHERE user_id = ?`
@@ -400,6 +400,7 @@ func inWords(reason string) string {
 		string(admit.NoAddress):     "no address on this channel",
 		string(admit.Unsubscribed):  "unsubscribed from this channel",
 		string(admit.NotSubscribed): "the campaign asks for consent, and none is known",
+		string(admit.Suppressed):    "the address bounced for good, or its owner complained of spam; hikyaku unsuppress lifts it",
 		string(admit.RunCancelled):  "the run was cancelled",
 		"template_error":            "the template failed for this person",
 		"invalid_address":           "the address is none",

@@ -164,12 +164,26 @@ func TestPreviewSaysWhoWouldNotGetIt(t *testing.T) {
 		"consents": map[string]string{"email": "unsubscribed"}})
 	s.insert("profile_rows", row{"user_id": "nameless", "revision": int64(1), "addresses": map[string]string{"email": "n@example.test"}})
 
+	s.insert("profile_rows", row{"user_id": "back", "revision": int64(1), "attr_string": map[string]string{"name": "Bea"}, "addresses": map[string]string{"email": "b@example.test"},
+		"suppressions": map[string]string{"email": "bounced"}})
+
 	require.Contains(t, s.ok("preview", "hello-all", "child").err, "child is not in audience adults now; hikyaku explain hello-all child says why")
 	mute := s.ok("preview", "hello-all", "mute")
 	require.Contains(t, mute.err, "would be excluded: no_address")
 	require.Contains(t, mute.out, "Hello Mia, look", "what it would be is shown all the same")
 	require.Contains(t, s.ok("preview", "hello-all", "gone").err, "would be excluded: unsubscribed")
 	require.Equal(t, "unsubscribed", s.ok("preview", "hello-all", "gone", "--json").one(t)["reason"])
+
+	require.Equal(t, "suppressed", s.ok("preview", "hello-all", "back", "--json").one(t)["reason"])
+	require.Equal(t, "b@example.test may be written to again by email\n", s.ok("unsuppress", "back").out)
+	require.Equal(t, "bounced", s.ok("unsuppress", "back", "--json").one(t)["was"])
+	require.Equal(t, exitUsage, s.hikyaku("unsuppress", "gone").code, "nothing is suppressed")
+	s.ok("unsuppress", "gone", "--address", "Old@example.test")
+	lifted := records[event.ProfilePatch](s, topic.ProfileUpdates)
+	require.Len(t, lifted, 3)
+	require.ElementsMatch(t, []string{"b@example.test", "b@example.test", "Old@example.test"},
+		[]string{lifted[0].Suppressions[0].Address, lifted[1].Suppressions[0].Address, lifted[2].Suppressions[0].Address})
+	require.Empty(t, lifted[0].Suppressions[0].Reason)
 
 	rejected := s.hikyaku("preview", "hello-all", "nameless")
 	require.Equal(t, exitBroken, rejected.code)

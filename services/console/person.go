@@ -25,6 +25,7 @@ type person struct {
 	userID              string
 	attributes          []event.NamedValue // sorted, without nulls
 	addresses, consents map[string]string  // by channel
+	suppressions        map[string]string  // why the address of a channel is not written to
 	locale, timeZone    string
 }
 
@@ -66,7 +67,7 @@ func (m *typedMaps) values() []event.NamedValue {
 	return event.Sorted(out)
 }
 
-const personQuery = `SELECT attr_string, attr_int, attr_float, attr_bool, attr_time, attr_json, addresses, consents, locale, time_zone FROM profiles WHERE user_id = ?`
+const personQuery = `SELECT attr_string, attr_int, attr_float, attr_bool, attr_time, attr_json, addresses, consents, suppressions, locale, time_zone FROM profiles WHERE user_id = ?`
 
 // errNobody says that there is no profile of this user_id.
 var errNobody = errors.New("no profile")
@@ -79,7 +80,7 @@ func (a *app) person(ctx context.Context, userID string) (*person, error) {
 	a.sql(personQuery, userID)
 	p := person{userID: userID}
 	var m typedMaps
-	err = conn.QueryRow(ctx, personQuery, userID).Scan(append(m.into(), &p.addresses, &p.consents, &p.locale, &p.timeZone)...)
+	err = conn.QueryRow(ctx, personQuery, userID).Scan(append(m.into(), &p.addresses, &p.consents, &p.suppressions, &p.locale, &p.timeZone)...)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, errNobody
 	}
@@ -93,7 +94,7 @@ func (a *app) person(ctx context.Context, userID string) (*person, error) {
 // admission returns why the person would not be sent to now, or nothing: the
 // resolver decides by the same rule when a campaign runs.
 func (p *person) admission(channel string, campaign *definition.Campaign) (reason string) {
-	return string(admit.Decide(admit.Question{Address: p.addresses[channel], Consent: p.consents[channel], Rule: campaign.Consent}))
+	return string(admit.Decide(admit.Question{Address: p.addresses[channel], Consent: p.consents[channel], Suppressed: p.suppressions[channel], Rule: campaign.Consent}))
 }
 
 // placeholders are n of them, for IN (…).

@@ -139,6 +139,8 @@ func situations() map[crash.Point][]situation {
 		crash.IntakeAcknowledged:           {{do: takingIn(crash.IntakeAcknowledged, 1)}},
 		crash.TrackingAcknowledged:         {{do: following(crash.TrackingAcknowledged, token.Open)}},
 		crash.UnsubscribeAcknowledged:      {{do: following(crash.UnsubscribeAcknowledged, token.Unsubscribe)}},
+		crash.SpoolAppended:                {{do: whileKafkaIsAway(crash.SpoolAppended)}},
+		crash.SpoolDrained:                 {{do: whileKafkaIsAway(crash.SpoolDrained)}},
 		crash.ProvisionCreated:             {{do: provisioning(crash.ProvisionCreated, 12)}},
 		crash.ProvisionCommitted:           {{do: provisioning(crash.ProvisionCommitted, 5)}},
 		crash.ProvisionMigrated:            {{do: provisioning(crash.ProvisionMigrated, 20)}},
@@ -702,15 +704,8 @@ func takingIn(p crash.Point, often int) func(*lane, *rand.Rand) {
 		victim.stop()
 		order := at(p, 1+rng.IntN(often))
 		victim.launch(order)
-		request := l.next()
-		var body struct {
-			Batch []any `json:"batch"`
-		}
-		for i := range eventsPerRequest {
-			body.Batch = append(body.Batch, map[string]any{"type": "track", "event": "bought", "userId": fmt.Sprintf("u%03d", i), "messageId": fmt.Sprintf("%d-%d", request, i)})
-		}
-		text, err := json.Marshal(body)
-		require.NoError(l.t, err)
+		victim.awaitDirect()
+		request, text := l.request()
 		l.eventually("the collector dies", func() bool {
 			status, err := l.post("/v1/batch", string(text))
 			require.False(l.t, err == nil && status == http.StatusOK, "the collector lives: it has not passed %s", order)
@@ -719,11 +714,67 @@ func takingIn(p crash.Point, often int) func(*lane, *rand.Rand) {
 		victim.requireDiedAt(order)
 		back := time.Now()
 		victim.launch("")
+		victim.awaitDirect()
 		l.eventually("the client is answered", func() bool {
 			status, err := l.post("/v1/batch", string(text))
 			return err == nil && status == http.StatusOK
 		})
 		l.t.Logf("answered %s after the restart", time.Since(back).Round(10*time.Millisecond))
+		l.requireAllCommitted()
+		require.Equal(l.t, eventsPerRequest, l.count("SELECT count() FROM events WHERE startsWith(event_id, ?)", fmt.Sprintf("%d-", request)))
+	}
+}
+
+// request is one of the lane's, with a number of its own.
+func (l *lane) request() (number int, text []byte) {
+	l.t.Helper()
+	number = l.next()
+	var body struct {
+		Batch []any `json:"batch"`
+	}
+	for i := range eventsPerRequest {
+		body.Batch = append(body.Batch, map[string]any{"type": "track", "event": "bought", "userId": fmt.Sprintf("u%03d", i), "messageId": fmt.Sprintf("%d-%d", number, i)})
+	}
+	text, err := json.Marshal(body)
+	require.NoError(l.t, err)
+	return number, text
+}
+
+// awaitDirect returns when the collector writes to Kafka: until it has found it everything goes
+// into the spool.
+func (c *child) awaitDirect() {
+	c.l.eventually("the collector writes to Kafka", func() bool { return c.dead() || strings.Contains(c.log(), "what comes in goes to Kafka") })
+}
+
+// whileKafkaIsAway is a collector that takes in what it cannot hand on, and dies; its successor
+// finds Kafka again.
+func whileKafkaIsAway(p crash.Point) func(*lane, *rand.Rand) {
+	return func(l *lane, _ *rand.Rand) {
+		victim := l.children[topic.Collector]
+		victim.stop()
+		order := at(p, 1)
+		victim.env["KAFKA_BROKERS"] = "127.0.0.1:9"
+		first := ""
+		if p == crash.SpoolAppended {
+			first = order
+		}
+		victim.launch(first)
+		request, text := l.request()
+		l.eventually("the collector has the events in its spool", func() bool {
+			status, err := l.post("/v1/batch", string(text))
+			return victim.dead() || err == nil && status == http.StatusOK
+		})
+		delete(victim.env, "KAFKA_BROKERS")
+		if p == crash.SpoolDrained {
+			require.NoError(l.t, victim.cmd.Process.Kill())
+			victim.wait()
+			victim.launch(order)
+		}
+		victim.wait()
+		victim.requireDiedAt(order)
+		victim.launch("")
+		victim.awaitDirect()
+		// Nobody was answered at spool.appended, and everything is there all the same.
 		l.requireAllCommitted()
 		require.Equal(l.t, eventsPerRequest, l.count("SELECT count() FROM events WHERE startsWith(event_id, ?)", fmt.Sprintf("%d-", request)))
 	}
@@ -737,6 +788,7 @@ func following(p crash.Point, purpose token.Purpose) func(*lane, *rand.Rand) {
 		victim.stop()
 		order := at(p, 1)
 		victim.launch(order)
+		victim.awaitDirect()
 		keys, err := render.Config{Secret: render.InsecureSecret, KeyID: "1"}.Keys()
 		require.NoError(l.t, err)
 		n := l.next()
@@ -762,6 +814,7 @@ func following(p crash.Point, purpose token.Purpose) func(*lane, *rand.Rand) {
 		})
 		victim.requireDiedAt(order)
 		victim.launch("")
+		victim.awaitDirect()
 		l.eventually("the reader is answered", func() bool {
 			status, err := follow()
 			return err == nil && status == http.StatusOK

@@ -2,20 +2,28 @@ package e2e
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/sethvargo/go-envconfig"
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	migrations "github.com/hikyaku/hikyaku/schemas/clickhouse"
 	"github.com/hikyaku/hikyaku/schemas/definition"
+	"github.com/hikyaku/hikyaku/schemas/token"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	resolver "github.com/hikyaku/hikyaku/services/audience-resolver"
 	collector "github.com/hikyaku/hikyaku/services/event-collector"
@@ -25,6 +33,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
 	"github.com/hikyaku/hikyaku/services/internal/provision"
+	"github.com/hikyaku/hikyaku/services/internal/render"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
 	"github.com/hikyaku/hikyaku/services/renderer"
 	"github.com/hikyaku/hikyaku/services/sender"
@@ -263,12 +272,48 @@ at: {segment: tasters}
 	require.ElementsMatch(t, []string{"Name 0: A-0", "Name 1: A-1", "Name 1: A-1", "Name 2: B-2"}, s.subjects())
 }
 
+// courierSecret signs what a provider of these tests reports.
+const courierSecret = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"
+
+// report posts a signed webhook about the message of a mail, and says whose it was.
+func (s *stack) report(mail, kind, more string) (userID string) {
+	s.t.Helper()
+	link := regexp.MustCompile(`/u/([A-Za-z0-9_-]+)`).FindStringSubmatch(mail)
+	require.NotNil(s.t, link)
+	keys, err := render.Config{Secret: render.InsecureSecret, KeyID: "1"}.Keys()
+	require.NoError(s.t, err)
+	about, err := keys.Parse(token.Unsubscribe, link[1])
+	require.NoError(s.t, err)
+	about.Purpose = token.Echo // as a sender gives it to its provider
+	echo, err := keys.Append(nil, "1", about)
+	require.NoError(s.t, err)
+	body := fmt.Sprintf(`{"type":%q,"timestamp":%q,"data":{"message":%q%s}}`, kind, time.Now().UTC().Format(time.RFC3339), echo, more)
+	secret, err := base64.StdEncoding.DecodeString(courierSecret)
+	require.NoError(s.t, err)
+	at := strconv.FormatInt(time.Now().Unix(), 10)
+	mac := hmac.New(sha256.New, secret)
+	mac.Write([]byte(kind + "." + at + "." + body))
+	r, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost, s.env["TRACKING_URL"]+"/w/hooks/courier", strings.NewReader(body))
+	require.NoError(s.t, err)
+	r.Header.Set("webhook-id", kind)
+	r.Header.Set("webhook-timestamp", at)
+	r.Header.Set("webhook-signature", "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
+	got, err := http.DefaultClient.Do(r)
+	require.NoError(s.t, err)
+	got.Body.Close()
+	require.Equal(s.t, http.StatusOK, got.StatusCode)
+	return about.UserID
+}
+
 // Opens, clicks and an unsubscription are seen in the funnel, and whoever
-// unsubscribed is excluded from the next run.
+// unsubscribed, or whose address bounced, is excluded from the next run. Whoever is erased
+// is nowhere any more, not even when everything is read again from the beginning, and every
+// number stays.
 func TestWhatReadersDoIsCountedAndActedOn(t *testing.T) {
 	s := startStack(t)
+	s.env["WEBHOOK_SECRETS"] = "courier:whsec_" + courierSecret
 	s.provision()
-	s.services()
+	stop := s.services()
 	s.define("")
 	people := makePopulation(40)
 	s.drop(people)
@@ -296,6 +341,13 @@ func TestWhatReadersDoIsCountedAndActedOn(t *testing.T) {
 	}
 	require.Equal(t, 4, opened)
 	require.Equal(t, 2, clicked)
+	last := mails[len(mails)-1]
+	user := s.report(last, "message.delivered", "")
+	address := user
+	if user == "u0017" {
+		address += "+451"
+	}
+	s.report(last, "message.bounced", `,"reason":"no_such_user","permanent":true,"address":"`+strings.ToUpper(address)+`@Example.test"`)
 	var funnel struct {
 		Steps []struct {
 			Step   string
@@ -313,6 +365,93 @@ func TestWhatReadersDoIsCountedAndActedOn(t *testing.T) {
 	b := s.run("greeting", "--again", "--yes")
 	require.True(t, b.Balanced)
 	require.Equal(t, people.unsubscribed+1, b.Excluded["unsubscribed"])
+	require.EqualValues(t, 1, b.Excluded["suppressed"])
+	var told struct {
+		Runs []struct {
+			Ending string
+			Steps  []struct{ Step, Reason string }
+		}
+	}
+	s.hikyaku(&told, "explain", "greeting", user)
+	require.Equal(t, "suppressed", told.Runs[0].Steps[0].Reason)
+	steps := told.Runs[1].Steps
+	require.Equal(t, "accepted", told.Runs[1].Ending, "what bounced had been taken")
+	require.ElementsMatch(t, []string{"delivered", "bounced"}, []string{steps[len(steps)-2].Step, steps[len(steps)-1].Step})
+
+	reader := s.rows("SELECT user_id FROM engagements WHERE kind = 'unsubscribed'")[0]["user_id"].(string)
+	numbers := func() any {
+		var all []any
+		for _, query := range []string{"SELECT * FROM funnel ORDER BY ALL", "SELECT * EXCEPT (note) FROM run_balance ORDER BY ALL",
+			"SELECT class, count() AS messages, uniqExact(user_id) AS people FROM messages GROUP BY class ORDER BY class"} {
+			all = append(all, s.rows(query))
+		}
+		return all
+	}
+	naming := func() (found []string) {
+		for _, table := range s.rows("SELECT name FROM system.tables WHERE database = currentDatabase() AND name LIKE '%\\_rows'") {
+			for _, n := range s.rows(fmt.Sprintf("SELECT count() AS n FROM %s AS t WHERE position(toString(tuple(t.*)), '%s') > 0", table["name"], reader)) {
+				if n["n"] != 0.0 {
+					found = append(found, table["name"].(string))
+				}
+			}
+		}
+		return found
+	}
+	before := numbers()
+	require.Subset(t, naming(), []string{"profile_rows", "outcome_rows", "engagement_rows", "message_input_rows", "message_rows"})
+	var erased struct{ Removed, Unlinked, Left map[string]uint64 }
+	s.hikyaku(&erased, "erase", reader, "--yes")
+	require.NotZero(t, erased.Removed["profile_rows"])
+	require.NotZero(t, erased.Unlinked["message_rows"])
+	require.Empty(t, erased.Left)
+	require.Empty(t, naming())
+	require.Equal(t, before, numbers())
+	s.hikyaku(&erased, "erase", reader, "--yes") // once more: nothing is left to do
+	require.Empty(t, naming())
+
+	stop()
+	s.rewindSink()
+	s.services()
+	s.eventually("the sink has read everything again", s.sunk)
+	require.Empty(t, naming())
+	require.Equal(t, before, numbers())
+	var audience struct{ Members int64 }
+	s.hikyaku(&audience, "audience", "adults")
+	require.Equal(t, people.audience-1, audience.Members)
+}
+
+// rewindSink lets the sink, which does not run, begin everything again.
+func (s *stack) rewindSink() {
+	s.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
+	require.NoError(s.t, err)
+	defer client.Close()
+	adm := kadm.NewClient(client)
+	group := topic.GroupSink.In(s.namespace)
+	// Its name is kept for it until the session ends.
+	left, err := adm.LeaveGroup(s.t.Context(), kadm.LeaveGroup(group).InstanceIDs(topic.Collector+"-0"))
+	require.NoError(s.t, err)
+	require.NoError(s.t, left.Error())
+	names := make([]string, 0, 8)
+	for _, name := range topic.ReadBy(topic.GroupSink) {
+		names = append(names, name.In(s.namespace))
+	}
+	starts, err := adm.ListStartOffsets(s.t.Context(), names...)
+	require.NoError(s.t, err)
+	require.NoError(s.t, starts.Error())
+	require.NoError(s.t, adm.CommitAllOffsets(s.t.Context(), group, starts.Offsets()))
+}
+
+// sunk reports whether the sink has passed all there is.
+func (s *stack) sunk() bool {
+	s.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
+	require.NoError(s.t, err)
+	defer client.Close()
+	lag, err := kadm.NewClient(client).Lag(s.t.Context(), topic.GroupSink.In(s.namespace))
+	require.NoError(s.t, err)
+	group := lag[topic.GroupSink.In(s.namespace)]
+	return group.Error() == nil && group.Lag.Total() == 0
 }
 
 // A cancelled run ends and balances: what was not sent is accounted for.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hikyaku/hikyaku/schemas/token"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/lifecycle"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
@@ -17,6 +18,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/intake"
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/output"
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/tracking"
+	"github.com/hikyaku/hikyaku/services/event-collector/internal/webhook"
 )
 
 // front is the collector's HTTP server.
@@ -24,8 +26,15 @@ type front struct {
 	addr     string
 	drain    time.Duration
 	log      *slog.Logger
+	hooks    *webhook.Handler
 	server   *http.Server
 	listener net.Listener
+}
+
+// patience is how long a request waits until it is stored: far longer than Kafka may take and a
+// disk that works does.
+func (c IntakeConfig) patience() time.Duration {
+	return min(10*c.AckTimeout, c.AckTimeout+5*time.Second)
 }
 
 func newFront(cfg Config, tel *telemetry.Telemetry, out *output.Writer) (*front, error) {
@@ -33,15 +42,24 @@ func newFront(cfg Config, tel *telemetry.Telemetry, out *output.Writer) (*front,
 	if err != nil {
 		return nil, err
 	}
-	keys, err := intake.ParseKeys(string(cfg.Intake.WriteKeys))
+	keys, err := intake.ParseKeys(string(cfg.Intake.WriteKeys), cfg.Intake.WriteKeyRate)
+	if err != nil {
+		return nil, err
+	}
+	proxies, err := tracking.ParseProxies(cfg.Hits.Proxies)
 	if err != nil {
 		return nil, err
 	}
 	mux := http.NewServeMux()
-	intake.New(intake.Options{Keys: keys, Write: out.Write, AckTimeout: cfg.Intake.AckTimeout, Concurrency: cfg.Intake.Concurrency,
-		Registry: tel.Registry}).Register(mux)
-	tracking.New(tracking.Options{Keys: links, Write: out.Write, HitTimeout: cfg.Intake.HitTimeout, AckTimeout: cfg.Intake.AckTimeout,
-		Log: tel.Log, Registry: tel.Registry}).Register(mux)
+	intake.New(intake.Options{Keys: keys, Origins: cfg.Intake.Origins, Write: out.Write, AckTimeout: cfg.Intake.patience(), Concurrency: cfg.Intake.Concurrency,
+		MemoryBytes: int64(cfg.Intake.MemoryMiB) << 20, Registry: tel.Registry}).Register(mux)
+	tracking.New(tracking.Options{Keys: links, Write: out.Write, HitTimeout: cfg.Intake.HitTimeout, AckTimeout: cfg.Intake.patience(),
+		Address: cfg.Hits.Address, Proxies: proxies, Log: tel.Log, Registry: tel.Registry}).Register(mux)
+	hooks, err := newHooks(cfg, tel, links, out)
+	if err != nil {
+		return nil, err
+	}
+	hooks.Register(mux)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		if stuck := tel.Health.Stuck(); len(stuck) > 0 {
 			http.Error(w, strings.Join(stuck, "\n"), http.StatusServiceUnavailable)
@@ -49,7 +67,8 @@ func newFront(cfg Config, tel *telemetry.Telemetry, out *output.Writer) (*front,
 		}
 		_, _ = io.WriteString(w, "ok\n")
 	})
-	return &front{addr: cfg.Intake.Addr, drain: cfg.Lifecycle.Drain, log: tel.Log, server: &http.Server{
+	mux.Handle("/", intake.NotFound(mux))
+	return &front{addr: cfg.Intake.Addr, drain: cfg.Lifecycle.Drain, log: tel.Log, hooks: hooks, server: &http.Server{
 		Handler: mux,
 		// Whoever sends slowly must not hold a connection, or a request's turn, for
 		// long. A full batch over a slow mobile line takes seconds.
@@ -63,6 +82,23 @@ func newFront(cfg Config, tel *telemetry.Telemetry, out *output.Writer) (*front,
 		// What clients do wrong is in the metrics, not in the log.
 		ErrorLog: slog.NewLogLogger(tel.Log.Handler(), slog.LevelDebug),
 	}}, nil
+}
+
+func newHooks(cfg Config, tel *telemetry.Telemetry, keys *token.Keys, out *output.Writer) (*webhook.Handler, error) {
+	line, err := webhook.ParseLINE(string(cfg.Webhooks.LINE))
+	if err != nil {
+		return nil, err
+	}
+	sources, err := webhook.ParseSources(string(cfg.Webhooks.Sources))
+	if err != nil {
+		return nil, err
+	}
+	queue, err := cfg.Webhooks.queue()
+	if err != nil {
+		return nil, err
+	}
+	return webhook.New(webhook.Options{Keys: keys, Write: out.Write, AckTimeout: cfg.Intake.AckTimeout, Topics: cfg.Webhooks.SESTopics, Queue: queue,
+		LINE: line, Sources: sources, Log: tel.Log, Registry: tel.Registry}), nil
 }
 
 // listen takes the port, once. A taken one is Transient, which ends a start with
@@ -86,6 +122,16 @@ func (f *front) run(ctx context.Context, out *output.Writer) error {
 	defer stop()
 	served := make(chan error, 1)
 	go func() { served <- f.server.Serve(f.listener) }()
+	queued := make(chan struct{})
+	receiving, receiveNoMore := context.WithCancel(ctx)
+	defer func() {
+		receiveNoMore()
+		<-queued
+	}()
+	go func() {
+		defer close(queued)
+		f.hooks.Receive(receiving)
+	}()
 	select {
 	case err := <-served:
 		return fmt.Errorf("serving on COLLECTOR_ADDR %s: %w", f.addr, err)
@@ -100,8 +146,8 @@ func (f *front) run(ctx context.Context, out *output.Writer) error {
 		f.log.Warn("requests were cut off", "reason", err.Error())
 	}
 	if err := out.Stop(work); err != nil {
-		// None of them was answered as stored.
-		f.log.Warn("records were given up that Kafka had not acknowledged", "reason", err.Error())
+		// What was answered as stored is.
+		f.log.Warn("intake did not end in good order", "reason", err.Error())
 	}
 	return nil
 }

@@ -1,26 +1,30 @@
 package collector
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"mime/multipart"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/sethvargo/go-envconfig"
 	"github.com/stretchr/testify/require"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
@@ -42,21 +46,28 @@ type site struct {
 	tel  *telemetry.Telemetry
 	keys *token.Keys
 	stop func()
+
+	spoolDir string
 }
 
 func intakeConfig(k kafka.Config) Config {
 	return Config{Kafka: k, Roles: []string{RoleIntake},
 		Tracking: render.Config{URL: "http://127.0.0.1", Secret: "a secret for these tests", KeyID: "1"},
-		Intake:   IntakeConfig{Addr: "127.0.0.1:0", WriteKeys: "web:k1,app:k2", AckTimeout: 5 * time.Second, HitTimeout: time.Second, Concurrency: 8}}
+		Intake:   IntakeConfig{Addr: "127.0.0.1:0", WriteKeys: "web:k1,app:k2", AckTimeout: 5 * time.Second, HitTimeout: time.Second, Concurrency: 8, MemoryMiB: 4, Origins: []string{"*"}},
+		Spool:    SpoolConfig{MaxMiB: 64}, Hits: HitsConfig{Address: "truncated"}}
 }
 
 func startIntake(t *testing.T, change func(*Config)) *site {
-	k := kafkatest.Start(t)
+	return startIntakeOn(t, kafkatest.Start(t), change)
+}
+
+func startIntakeOn(t *testing.T, k *kafkatest.Kafka, change func(*Config)) *site {
 	cfg := intakeConfig(k.Config())
+	cfg.Spool.Dir = t.TempDir()
 	if change != nil {
 		change(&cfg)
 	}
-	s := &site{Kafka: k, t: t, tel: kafkatest.Telemetry(t, topic.Collector)}
+	s := &site{Kafka: k, t: t, tel: kafkatest.Telemetry(t, topic.Collector), spoolDir: cfg.Spool.Dir}
 	service, err := New(cfg, s.tel)
 	require.NoError(t, err)
 	s.keys, err = cfg.Tracking.Keys()
@@ -108,13 +119,33 @@ func (s *site) do(method, path string, body io.Reader, change func(*http.Request
 
 func withKey(r *http.Request) { r.SetBasicAuth("k1", "") }
 
-// started waits until the intake has found Kafka.
+// started waits until the intake has found Kafka, and has written to it.
 func (s *site) started() *site {
 	s.t.Helper()
-	kafkatest.Eventually(s.t, func() bool {
-		return s.do("POST", "/v1/identify", strings.NewReader(`{"userId":"warm-up"}`), withKey).StatusCode == http.StatusOK
-	}, "the intake does not start")
+	s.direct()
+	require.Equal(s.t, http.StatusOK, s.do("POST", "/v1/identify", strings.NewReader(`{"userId":"warm-up"}`), withKey).StatusCode)
 	return s
+}
+
+// direct waits until nothing is in the spool, and nothing goes there.
+func (s *site) direct() {
+	s.t.Helper()
+	kafkatest.Eventually(s.t, func() bool { return s.metric("intake_state", "direct") == 1 }, "the intake does not write to Kafka")
+}
+
+// metric is one value of /metrics: of the series whose label has this value, or that has no label.
+func (s *site) metric(name, label string) float64 {
+	s.t.Helper()
+	families, err := s.tel.Registry.Gather()
+	require.NoError(s.t, err)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == name && (label == "" || len(m.GetLabel()) == 1 && m.GetLabel()[0].GetValue() == label) {
+				return m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+		}
+	}
+	return 0
 }
 
 func TestSegmentsLibrariesAreUnderstood(t *testing.T) {
@@ -193,7 +224,7 @@ func TestOfABatchTheGoodEventsAreKept(t *testing.T) {
 	s := startIntake(t, nil).started()
 	big := strings.Repeat("x", 33<<10)
 	got := s.do("POST", "/v1/batch", strings.NewReader(`{"batch":[
-		{"type":"track","userId":"u1","event":"a","messageId":"1"}, {"type":"track","userId":"u1","messageId":"2"}, {"type":"page","userId":"u1","name":"Home"}, 17,
+		{"type":"track","userId":"u1","event":"a","messageId":"1"}, {"type":"track","userId":"u1","messageId":"2"}, {"type":"alias","userId":"u1","previousId":"a1"}, 17,
 		{"type":"track","userId":"u1","event":"b","messageId":"5","properties":{"x":"`+big+`"}}, {"type":"track","userId":"u1","event":"c","messageId":"6"}]}`), withKey)
 	require.Equal(t, http.StatusOK, got.StatusCode, got.body)
 	a := read(t, got)
@@ -218,9 +249,136 @@ func TestOfABatchTheGoodEventsAreKept(t *testing.T) {
 		require.Equal(t, field, a.Errors[0].Field, body)
 	}
 	require.Equal(t, http.StatusBadRequest, s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u1"}`), withKey).StatusCode)
-	require.Equal(t, http.StatusMethodNotAllowed, s.do("GET", "/v1/track", nil, withKey).StatusCode)
-	require.Equal(t, http.StatusNotFound, s.do("POST", "/v1/alias", strings.NewReader(`{}`), withKey).StatusCode)
 	require.Len(t, s.All(t, topic.Events), 2)
+
+	letters := s.All(t, topic.DeadLetters(topic.Collector))
+	require.Len(t, letters, 4, "what was answered with 400 was not recorded")
+	seen := map[int64]bool{}
+	for i, r := range letters {
+		var d event.DeadLetter
+		s.Decode(t, r, &d)
+		require.Equal(t, []string{topic.Collector, kafka.OriginHTTP}, []string{d.Service, d.Topic})
+		require.Equal(t, []string{"u1", "u1", "", "u1"}[i], d.UserID)
+		require.Equal(t, []event.Header{{Key: "source", Value: []byte("api:web")}}, d.Headers)
+		seen[d.Offset] = true
+		if i == 0 {
+			require.Equal(t, `{"type":"track","userId":"u1","messageId":"2"}`, string(d.Value))
+			require.Equal(t, "event: missing: the name of the event is missing", d.Reason)
+		}
+	}
+	require.Len(t, seen, 4, "each is one of its own")
+
+	mixed := `{"batch":[{"type":"track","userId":"u1","event":"a","messageId":"7"},{"type":"track"}]}`
+	got = s.do("POST", "/v1/batch?strict=1", strings.NewReader(mixed), withKey)
+	require.Equal(t, http.StatusBadRequest, got.StatusCode)
+	require.Equal(t, 1, read(t, got).Errors[0].Index)
+	require.Len(t, s.All(t, topic.Events), 2)
+	require.Len(t, s.All(t, topic.DeadLetters(topic.Collector)), 4)
+	require.Equal(t, http.StatusOK, s.do("POST", "/v1/batch", strings.NewReader(mixed), withKey).StatusCode)
+	require.Equal(t, http.StatusOK, s.do("POST", "/v1/batch", strings.NewReader(mixed), withKey).StatusCode)
+	seen = map[int64]bool{}
+	for _, r := range s.All(t, topic.DeadLetters(topic.Collector)) {
+		var d event.DeadLetter
+		s.Decode(t, r, &d)
+		seen[d.Offset] = true
+	}
+	require.Len(t, seen, 5, "sent again it is the same dead letter")
+}
+
+func TestPathsOfAllLibraries(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, func(c *Config) {
+		c.Intake.WriteKeys = "web:k1,narrow:k2:events"
+		c.Intake.Origins = []string{"https://shop.example"}
+	}).started()
+	for path, body := range map[string]string{
+		"/v1/track": `{"userId":"u","event":"e1"}`, "/v1/t": `{"userId":"u","event":"e2"}`, "/v1/page": `{"userId":"u"}`, "/v1/p": `{"userId":"u"}`, "/v1/screen": `{"userId":"u"}`, "/v1/s": `{"userId":"u"}`,
+		"/v1/identify": `{"userId":"u"}`, "/v1/i": `{"userId":"u"}`, "/v1/group": `{"userId":"u","groupId":"acme"}`, "/v1/g": `{"userId":"u","groupId":"acme"}`,
+		"/v1/batch": `{"batch":[{"type":"track","userId":"u","event":"e3"}]}`, "/v1/b": `{"batch":[{"type":"page","userId":"u"}]}`, "/v1/import": `{"batch":[{"type":"track","userId":"u","event":"e4"}]}`,
+		"/beacon/v1/batch?writeKey=k1": `{"batch":[{"type":"track","userId":"u","event":"e5"}]}`, "/v1/m": `{"series":[]}`,
+	} {
+		got := s.do("POST", path, strings.NewReader(body), func(r *http.Request) {
+			if !strings.Contains(path, "writeKey") {
+				withKey(r)
+			}
+			r.Header.Set("Content-Type", "text/plain;charset=UTF-8") // as sendBeacon has it
+		})
+		require.Equal(t, http.StatusOK, got.StatusCode, path+got.body)
+	}
+	names := map[string]int{}
+	for _, r := range s.All(t, topic.Events) {
+		var e event.Event
+		s.Decode(t, r, &e)
+		names[e.Name]++
+	}
+	require.Equal(t, map[string]int{"e1": 1, "e2": 1, "e3": 1, "e4": 1, "e5": 1, "page": 3, "screen": 2, "group": 2}, names)
+	accounts := 0
+	for _, r := range s.All(t, topic.ProfileUpdates) {
+		var p event.ProfilePatch
+		if s.Decode(t, r, &p); p.AccountID != nil {
+			require.Equal(t, "acme", *p.AccountID)
+			accounts++
+		}
+	}
+	require.Equal(t, 2, accounts)
+
+	narrow := func(r *http.Request) { r.SetBasicAuth("k2", "") }
+	for name, c := range map[string]struct {
+		method, path, body string
+		change             func(*http.Request)
+		status             int
+		code, says         string
+	}{
+		"alias":                          {"POST", "/v1/alias", `{"userId":"u","previousId":"a"}`, withKey, 501, "unsupported", "people are not merged yet"},
+		"alias, short":                   {"POST", "/v1/a", `{}`, withKey, 501, "unsupported", ""},
+		"GET":                            {"GET", "/v1/track", ``, withKey, 405, "method", "POST is"},
+		"no such path":                   {"POST", "/v1/merge", `{}`, withKey, 404, "path", "POST /v1/{track"},
+		"no such link method":            {"DELETE", "/c/x", ``, nil, 405, "method", "GET is"},
+		"a key without the scope":        {"POST", "/v1/identify", `{"userId":"u"}`, narrow, 403, "scope", "lacks the scope profiles"},
+		"a key without the scope, batch": {"POST", "/v1/batch", `{"batch":[{"type":"group","groupId":"g","userId":"u"}]}`, narrow, 403, "scope", "lacks the scope profiles"},
+		"a page of another's":            {"POST", "/v1/track", `{"userId":"u","event":"x"}`, func(r *http.Request) { withKey(r); r.Header.Set("Origin", "https://evil.example") }, 403, "origin", ""},
+		"deep":                           {"POST", "/v1/batch", strings.Repeat("[", 400_000), withKey, 400, "json", ""},
+	} {
+		got := s.do(c.method, c.path, strings.NewReader(c.body), c.change)
+		require.Equal(t, c.status, got.StatusCode, name)
+		require.Equal(t, "application/json", got.Header.Get("Content-Type"), name)
+		a := read(t, got)
+		require.False(t, a.Success)
+		require.Equal(t, c.code, a.Errors[0].Code, name)
+		require.Contains(t, a.Errors[0].Reason, c.says, name)
+	}
+
+	from := func(origin string) func(*http.Request) {
+		return func(r *http.Request) {
+			r.Header.Set("Origin", origin)
+			r.Header.Set("Access-Control-Request-Method", "POST")
+			r.Header.Set("Access-Control-Request-Headers", "anonymousid,authorization,content-type")
+		}
+	}
+	preflight := s.do("OPTIONS", "/v1/batch", nil, from("https://shop.example"))
+	require.Equal(t, http.StatusNoContent, preflight.StatusCode)
+	require.Equal(t, "https://shop.example", preflight.Header.Get("Access-Control-Allow-Origin"))
+	require.Equal(t, "Origin", preflight.Header.Get("Vary"))
+	require.Contains(t, preflight.Header.Get("Access-Control-Allow-Methods"), "POST")
+	require.Equal(t, "anonymousid,authorization,content-type", preflight.Header.Get("Access-Control-Allow-Headers"))
+	refused := s.do("OPTIONS", "/v1/batch", nil, from("https://evil.example"))
+	require.Equal(t, http.StatusForbidden, refused.StatusCode)
+	require.Empty(t, refused.Header.Get("Access-Control-Allow-Origin"))
+}
+
+func TestAKeyThatSendsTooMuchIsToldWhenToComeAgain(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, func(c *Config) { c.Intake.WriteKeyRate = 0.01 }).started() // whose first event is paid for after 100 s
+	for _, change := range []func(*http.Request){withKey, nil} {
+		got := s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u","event":"x","writeKey":"k1"}`), change)
+		require.Equal(t, http.StatusTooManyRequests, got.StatusCode)
+		after, err := strconv.Atoi(got.Header.Get("Retry-After"))
+		require.NoError(t, err)
+		require.True(t, after > 100 && after <= 200, after)
+		require.Equal(t, "rate", read(t, got).Errors[0].Code)
+	}
+	require.Equal(t, http.StatusOK, s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u","event":"x"}`), func(r *http.Request) { r.SetBasicAuth("k2", "") }).StatusCode, "another key's rate is its own")
+	require.Len(t, s.All(t, topic.Events), 1)
 }
 
 func TestOnlyKnownWriteKeysAreTaken(t *testing.T) {
@@ -294,71 +452,10 @@ func TestBodiesAreLimitedWhileTheyAreRead(t *testing.T) {
 	require.Equal(t, 200, s.do("POST", "/v1/batch", strings.NewReader(fits), withKey).StatusCode)
 }
 
-// away makes Kafka lose every produce request while it is true.
-func away(k *kafkatest.Kafka) *atomic.Bool {
-	var gone atomic.Bool
-	k.Fake.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
-		k.Fake.KeepControl()
-		if gone.Load() {
-			return nil, errors.New("gone"), true
-		}
-		return nil, nil, false
-	})
-	return &gone
-}
-
-func TestKafkaAwayIsNeverAnsweredWith200(t *testing.T) {
-	t.Parallel()
-	s := startIntake(t, func(c *Config) { c.Intake.AckTimeout, c.Intake.HitTimeout = 300*time.Millisecond, 50*time.Millisecond }).started()
-	gone := away(s.Kafka)
-	gone.Store(true)
-	const body = `{"userId":"u","event":"x","messageId":"m1"}`
-	got := s.do("POST", "/v1/track", strings.NewReader(body), withKey)
-	require.Equal(t, http.StatusServiceUnavailable, got.StatusCode)
-	require.Equal(t, "5", got.Header.Get("Retry-After"))
-	require.False(t, read(t, got).Success)
-
-	unsubscribe := s.do("POST", "/u/"+s.token(token.Unsubscribe, ""), strings.NewReader("List-Unsubscribe=One-Click"), nil)
-	require.Equal(t, http.StatusServiceUnavailable, unsubscribe.StatusCode)
-	require.NotEmpty(t, unsubscribe.Header.Get("Retry-After"))
-
-	// A person gets to their page all the same, and it is counted.
-	click := s.do("GET", "/c/"+s.token(token.Click, target), nil, nil)
-	require.Equal(t, http.StatusFound, click.StatusCode)
-	require.NotEmpty(t, click.Header.Get("Location"))
-	require.Equal(t, pixelOf(t), s.do("GET", "/o/"+s.token(token.Open, ""), nil, nil).body)
-	require.NoError(t, testutil.GatherAndCompare(s.tel.Registry, strings.NewReader(`
-# HELP tracking_hits_lost_total Opens and clicks that were answered although Kafka had not acknowledged them; some may still arrive.
-# TYPE tracking_hits_lost_total counter
-tracking_hits_lost_total{kind="clicked"} 1
-tracking_hits_lost_total{kind="opened"} 1
-`), "tracking_hits_lost_total"))
-
-	gone.Store(false)
-	kafkatest.Eventually(t, func() bool {
-		return s.do("POST", "/v1/track", strings.NewReader(body), withKey).StatusCode == http.StatusOK
-	}, "the intake does not recover")
-	for _, e := range kafkatest.Consume[event.Event](t, s.Kafka, topic.Events, 1) {
-		require.Equal(t, "m1", e.EventID, "a repetition has the same id")
-	}
-}
-
-func TestLinksLeadSomewhereBeforeKafkaIsFound(t *testing.T) {
-	t.Parallel()
-	nobody, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	address := nobody.Addr().String()
-	nobody.Close()
-	s := startIntake(t, func(c *Config) { c.Kafka.Brokers = []string{address} })
-	require.Equal(t, http.StatusOK, s.do("GET", "/healthz", nil, nil).StatusCode)
-	require.Equal(t, http.StatusFound, s.do("GET", "/c/"+s.token(token.Click, target), nil, nil).StatusCode)
-	require.Equal(t, http.StatusServiceUnavailable, s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u","event":"x"}`), withKey).StatusCode)
-	kafkatest.Eventually(t, func() bool { return len(s.tel.Health.NotReady()) > 0 }, "nobody says that Kafka is away")
-}
-
 const target = "https://shop.example/tea?size=100g&ref=飛脚#top"
 
-var link = token.Token{MessageID: identity.Hash("m"), RunID: identity.Hash("r"), Channel: "email", CampaignID: "autumn", UserID: "u-1"}
+var link = token.Token{MessageID: identity.Hash("m"), RunID: identity.Hash("r"), Channel: "email", CampaignID: "autumn", UserID: "u-1",
+	RequestedAt: time.Now().Add(-100 * time.Second)}
 
 func (s *site) token(purpose token.Purpose, to string) string {
 	s.t.Helper()
@@ -378,7 +475,9 @@ func pixelOf(t *testing.T) string {
 
 func private(t *testing.T, r reply) {
 	t.Helper()
-	require.Equal(t, "no-store", r.Header.Get("Cache-Control"))
+	require.Contains(t, r.Header.Get("Cache-Control"), "no-store")
+	require.Equal(t, []string{"no-cache", "0"}, []string{r.Header.Get("Pragma"), r.Header.Get("Expires")}, "caches of HTTP/1.0 too")
+	require.Empty(t, r.Header.Get("ETag")+r.Header.Get("Last-Modified"), "nothing to ask by whether it changed")
 	require.Equal(t, "no-referrer", r.Header.Get("Referrer-Policy"))
 	require.Contains(t, r.Header.Get("X-Robots-Tag"), "noindex")
 }
@@ -390,7 +489,11 @@ func TestAClickIsRecordedAndLeadsToItsTarget(t *testing.T) {
 	before := time.Now().Add(-time.Millisecond)
 	head := s.do("HEAD", path, nil, nil)
 	require.Equal(t, http.StatusFound, head.StatusCode)
+	first := kafkatest.Consume[event.Engagement](t, s.Kafka, topic.Engagements, 1)[0]
+	require.Equal(t, "HEAD", first.Method, "who looks before anything is opened is kept too")
 	got := s.do("GET", path, nil, func(r *http.Request) {
+		r.Header.Set("Sec-Purpose", "prefetch;prerender")
+		r.Header.Set("X-Forwarded-For", "198.51.100.9") // nobody is trusted
 		r.Header.Set("User-Agent", "Mail/1.0 "+strings.Repeat("x", 2000))
 		r.Header.Set("Referer", "https://mail.example/\xff")
 	})
@@ -398,20 +501,23 @@ func TestAClickIsRecordedAndLeadsToItsTarget(t *testing.T) {
 	location, err := url.QueryUnescape(got.Header.Get("Location"))
 	require.NoError(t, err)
 	require.Equal(t, target, location)
+	require.Equal(t, head.Header.Get("Location"), got.Header.Get("Location"), "everybody is led to the same place")
+	require.Empty(t, got.body)
 	private(t, got)
-	e := kafkatest.Consume[event.Engagement](t, s.Kafka, topic.Engagements, 1)[0]
-	require.Len(t, s.All(t, topic.Engagements), 1, "HEAD is nobody's click")
+	e := kafkatest.Consume[event.Engagement](t, s.Kafka, topic.Engagements, 2)[1]
 	require.False(t, e.EngagementID.IsZero())
 	require.True(t, e.OccurredAt.After(before) && !e.OccurredAt.After(time.Now()))
 	require.Len(t, e.UserAgent, 512)
-	e.EngagementID, e.OccurredAt, e.UserAgent = identity.ID{}, time.Time{}, ""
+	require.GreaterOrEqual(t, e.LatencyMs, int64(90_000), "since the message was asked for")
+	require.Less(t, e.LatencyMs, int64(200_000))
+	e.EngagementID, e.OccurredAt, e.UserAgent, e.LatencyMs = identity.ID{}, time.Time{}, "", 0
 	require.Equal(t, event.Engagement{MessageID: link.MessageID, RunID: link.RunID, CampaignID: "autumn", UserID: "u-1", Channel: "email",
-		Kind: "clicked", URL: target, Method: "GET", Network: "127.0.0.0/24", Referer: "https://mail.example/"}, e)
+		Kind: "clicked", URL: target, Method: "GET", Network: "127.0.0.0/24", Referer: "https://mail.example/", Purpose: "prerender"}, e)
 
 	// The same link again is another hit.
 	require.Equal(t, http.StatusFound, s.do("GET", path, nil, nil).StatusCode)
-	hits := kafkatest.Consume[event.Engagement](t, s.Kafka, topic.Engagements, 2)
-	require.NotEqual(t, hits[0].EngagementID, hits[1].EngagementID)
+	hits := kafkatest.Consume[event.Engagement](t, s.Kafka, topic.Engagements, 3)
+	require.NotEqual(t, hits[1].EngagementID, hits[2].EngagementID)
 }
 
 func TestAnOpenIsRecordedAndIsAPixel(t *testing.T) {
@@ -419,8 +525,12 @@ func TestAnOpenIsRecordedAndIsAPixel(t *testing.T) {
 	s := startIntake(t, nil).started()
 	require.Len(t, pixelOf(t), 43)
 	for _, path := range []string{"/o/" + s.token(token.Open, ""), "/o/" + s.token(token.Open, "") + ".gif"} {
-		got := s.do("GET", path, nil, nil)
-		require.Equal(t, http.StatusOK, got.StatusCode)
+		got := s.do("GET", path, nil, func(r *http.Request) {
+			r.Header.Set("If-None-Match", "*")
+			r.Header.Set("If-Modified-Since", time.Now().Add(time.Hour).UTC().Format(http.TimeFormat))
+			r.Header.Set("Range", "bytes=0-0")
+		})
+		require.Equal(t, http.StatusOK, got.StatusCode, "never 304 or a part: a hit that a cache answers is not seen")
 		require.Equal(t, "image/gif", got.Header.Get("Content-Type"))
 		require.Equal(t, pixelOf(t), got.body)
 		private(t, got)
@@ -485,11 +595,23 @@ func TestATamperedLinkIsRefusedAndLeavesNoTrace(t *testing.T) {
 	t.Parallel()
 	s := startIntake(t, nil).started()
 	good := s.token(token.Click, target)
+	other := &site{t: t}
+	var err error
+	other.keys, err = token.NewKeys("1", map[string][]byte{"1": []byte("somebody else's secret")})
+	require.NoError(t, err)
+	foreign := other.token(token.Click, target)
+	// Said to be of the version without a time, so that it would be read otherwise.
+	b, err := base64.RawURLEncoding.DecodeString(good)
+	require.NoError(t, err)
+	b[0]--
+	relabelled := base64.RawURLEncoding.EncodeToString(b)
 	swapped := []byte(good)
 	swapped[len(swapped)/2] ^= 1
 	for _, c := range [][2]string{
 		{"GET", "/c/" + string(swapped)}, {"GET", "/c/" + good[:len(good)-1]}, {"GET", "/c/" + good + "A"}, {"GET", "/c/x"}, {"GET", "/c/https:%2F%2Fevil.example"},
 		{"GET", "/o/" + good}, {"GET", "/u/" + good}, {"POST", "/u/" + good}, {"POST", "/u/x"}, {"HEAD", "/c/x"},
+		{"HEAD", "/c/" + string(swapped)}, {"HEAD", "/c/" + good[:len(good)-1]}, {"HEAD", "/o/" + good}, {"HEAD", "/u/" + good}, {"POST", "/u/" + s.token(token.Open, "")},
+		{"POST", "/u/" + s.token(token.Unsubscribe, "")[:40]}, {"POST", "/u/" + foreign}, {"GET", "/c/" + foreign}, {"GET", "/c/" + relabelled},
 		{"GET", "/c/" + s.token(token.Open, "")}, {"GET", "/o/x.gif"}, {"GET", "/c/" + s.token(token.Click, "javascript:alert(1)")}, {"GET", "/c/" + s.token(token.Click, "//evil.example")},
 	} {
 		got := s.do(c[0], c[1], nil, nil)
@@ -500,10 +622,10 @@ func TestATamperedLinkIsRefusedAndLeavesNoTrace(t *testing.T) {
 	require.Len(t, s.All(t, topic.ProfileUpdates), 1, "the one that started wrote")
 }
 
-// begin sends the first part of a request and returns when the server works on
-// it, which must have one turn only.
+// begin sends the first part of a request and returns when the server reads it.
 func (s *site) begin(first string) (rest func(string), ended chan reply) {
 	s.t.Helper()
+	before := s.reading()
 	body, feed := io.Pipe()
 	ended = make(chan reply, 1)
 	go func() {
@@ -515,30 +637,70 @@ func (s *site) begin(first string) (rest func(string), ended chan reply) {
 		require.NoError(s.t, err)
 	}
 	send(first)
-	kafkatest.Eventually(s.t, func() bool {
-		got := s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u","event":"x"}`), withKey)
-		return got.StatusCode == http.StatusServiceUnavailable && read(s.t, got).Errors[0].Code == "busy"
-	}, "the second request is not refused")
+	kafkatest.Eventually(s.t, func() bool { return s.reading() > before }, "the request does not begin")
 	return func(text string) {
 		send(text)
 		feed.Close()
 	}, ended
 }
 
-func TestASlowSenderTakesOnlyItsOwnTurn(t *testing.T) {
+// reading is how many requests' bodies are on their way.
+func (s *site) reading() float64 {
+	s.t.Helper()
+	families, err := s.tel.Registry.Gather()
+	require.NoError(s.t, err)
+	for _, f := range families {
+		if f.GetName() == "intake_reading" {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	s.t.Fatal("no intake_reading")
+	return 0
+}
+
+func TestASlowSenderTakesNobodysTurn(t *testing.T) {
 	t.Parallel()
-	s := startIntake(t, func(c *Config) { c.Intake.Concurrency, c.Intake.AckTimeout = 1, 400*time.Millisecond }).started()
+	s := startIntake(t, func(c *Config) { c.Intake.Concurrency, c.Intake.AckTimeout = 1, 10*time.Second }).started()
 	rest, ended := s.begin(`{"userId":"u",`)
-	require.Equal(t, http.StatusFound, s.do("GET", "/c/"+s.token(token.Click, target), nil, nil).StatusCode, "tracking does not wait for intake")
+	require.Equal(t, http.StatusOK, s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u","event":"x"}`), withKey).StatusCode)
+	require.Equal(t, http.StatusFound, s.do("GET", "/c/"+s.token(token.Click, target), nil, nil).StatusCode)
 	rest(`"event":"x"}`)
 	require.Equal(t, http.StatusOK, (<-ended).StatusCode)
 }
 
+func TestSlowSendersOfMuchGiveWayToOthers(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, func(c *Config) { c.Intake.MemoryMiB = 1; c.Intake.AckTimeout = 20 * time.Second }).started()
+	address := strings.TrimPrefix(s.base, "http://")
+	const slow, each = 40, 100 << 10 // four times what may be held
+	part := strings.Repeat(" ", each)
+	var conns []net.Conn
+	for i := range slow {
+		c, err := net.Dial("tcp", address)
+		require.NoError(t, err)
+		defer c.Close()
+		conns = append(conns, c)
+		_, err = io.WriteString(c, "POST /v1/batch HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\nAuthorization: Basic azE6\r\n\r\n"+part)
+		require.NoError(t, err)
+		if i%10 == 0 { // between them, and after them, others are taken in
+			require.Equal(t, http.StatusOK, s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u","event":"x"}`), withKey).StatusCode)
+		}
+	}
+	big := `{"batch":[{"type":"track","userId":"u","event":"x"}` + strings.Repeat(" ", 400<<10) + `]}`
+	require.Equal(t, http.StatusOK, s.do("POST", "/v1/batch", strings.NewReader(big), withKey).StatusCode)
+	// The first of them has been told; what it had sent is not held any more.
+	require.NoError(t, conns[0].SetReadDeadline(time.Now().Add(kafkatest.Patience)))
+	resp, err := http.ReadResponse(bufio.NewReader(conns[0]), nil)
+	require.NoError(t, err)
+	resp.Body.Close()
+	require.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
+	require.Equal(t, "5", resp.Header.Get("Retry-After"))
+	require.LessOrEqual(t, s.reading(), 11.0)
+}
+
 func TestARequestInHandIsAnsweredAtTheEnd(t *testing.T) {
 	t.Parallel()
-	s := startIntake(t, func(c *Config) {
-		c.Intake.Concurrency, c.Intake.AckTimeout, c.Lifecycle.Drain = 1, 400*time.Millisecond, 10*time.Second
-	}).started()
+	s := startIntake(t, func(c *Config) { c.Lifecycle.Drain = 10 * time.Second }).started()
 	rest, ended := s.begin(`{"userId":"last","event":"x","messageId":"last"`)
 	stopped := make(chan struct{})
 	go func() { s.stop(); close(stopped) }()
@@ -601,8 +763,63 @@ func TestSettings(t *testing.T) {
 		{map[string]string{"SINK_BATCH_RECORDS": "0"}, "SINK_BATCH_RECORDS"},
 		{map[string]string{"INTAKE_ACK_TIMEOUT": "0s"}, "INTAKE_ACK_TIMEOUT"},
 		{map[string]string{"INTAKE_CONCURRENCY": "0"}, "INTAKE_CONCURRENCY"},
+		{map[string]string{"INTAKE_MEMORY_MIB": "0"}, "INTAKE_MEMORY_MIB"},
+		{map[string]string{"INTAKE_ORIGINS": "shop.example"}, "INTAKE_ORIGINS"},
+		{map[string]string{"WRITE_KEY_RATE": "-1"}, "WRITE_KEY_RATE"},
+		{map[string]string{"WRITE_KEYS": "a:b:admin"}, "WRITE_KEYS"},
+		{map[string]string{"SPOOL_MAX_MIB": "0"}, "SPOOL_MAX_MIB"},
 	} {
 		_, err := load(c.env)
 		require.ErrorContains(t, err, c.want)
 	}
+}
+
+// A provider's report goes the way of everything that comes in: answered once Kafka
+// has it, and with 503 while it has not. What is not set is not served.
+func TestAProvidersReportIsDurableBeforeItIsAnswered(t *testing.T) {
+	t.Parallel()
+	secret := bytes.Repeat([]byte{7}, 32)
+	s := startIntake(t, func(c *Config) {
+		c.Webhooks.Sources = config.Secret("acme:whsec_" + base64.StdEncoding.EncodeToString(secret))
+	}).started()
+	echo, err := s.keys.Append(nil, "1", &token.Token{Purpose: token.Echo, MessageID: identity.Hash("m"), RunID: identity.Hash("r"), Channel: "email", CampaignID: "c", UserID: "u1"})
+	require.NoError(t, err)
+	body := fmt.Sprintf(`{"type":"message.bounced","timestamp":%q,"data":{"message":%q,"permanent":true,"address":"u1@example.test"}}`, time.Now().UTC().Format(time.RFC3339), echo)
+	post := func(path string, secret []byte) reply {
+		return s.do("POST", path, strings.NewReader(body), func(r *http.Request) {
+			at := strconv.FormatInt(time.Now().Unix(), 10)
+			mac := hmac.New(sha256.New, secret)
+			mac.Write([]byte("msg_1." + at + "." + body))
+			r.Header.Set("webhook-id", "msg_1")
+			r.Header.Set("webhook-timestamp", at)
+			r.Header.Set("webhook-signature", "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
+		})
+	}
+	require.Equal(t, http.StatusNotFound, post("/w/ses", secret).StatusCode)
+	require.Equal(t, http.StatusNotFound, post("/w/line", secret).StatusCode)
+	require.Equal(t, http.StatusUnauthorized, post("/w/hooks/acme", []byte("another")).StatusCode)
+	require.Equal(t, http.StatusUnauthorized, post("/w/hooks/nobody", secret).StatusCode)
+	require.Empty(t, s.All(t, topic.Outcomes))
+	for range 2 {
+		got := post("/w/hooks/acme", secret)
+		require.Equal(t, http.StatusOK, got.StatusCode, got.body)
+	}
+	outcomes := kafkatest.Consume[event.Outcome](t, s.Kafka, topic.Outcomes, 2)
+	require.Equal(t, outcomes[0], outcomes[1], "delivered twice it is one outcome")
+	require.Equal(t, []string{"bounced", "u1", "acme"}, []string{outcomes[0].Outcome, outcomes[0].UserID, outcomes[0].Provider})
+	patches := kafkatest.Consume[event.ProfilePatch](t, s.Kafka, topic.ProfileUpdates, 3)
+	require.Equal(t, []event.SuppressionPatch{{Channel: "email", Address: "u1@example.test", Reason: "bounced"}}, patches[len(patches)-1].Suppressions)
+}
+
+func TestSettingsOfWebhooksThatCannotWorkAreRefused(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]WebhookConfig{
+		"a topic that is none": {SESTopics: []string{"ses-events"}}, "a queue for a topic": {SESTopics: []string{"arn:aws:sqs:eu-central-1:123456789012:q"}}, "a queue that is none": {SESQueueURL: "ses-events"},
+		"a secret without a source": {Sources: "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"}, "a short secret": {Sources: "acme:whsec_MDEyMw=="}, "a secret of another kind": {Sources: "acme:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"},
+		"a source called as a provider": {Sources: "ses:whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"}, "a short channel secret": {LINE: "short"},
+	} {
+		require.Error(t, c.Validate(), name)
+	}
+	require.NoError(t, WebhookConfig{SESTopics: []string{"arn:aws-cn:sns:cn-north-1:123456789012:ses-events"}, Sources: "acme:whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz,acme:whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI0",
+		LINE: "0123456789abcdef0123456789abcdef"}.Validate())
 }

@@ -5,13 +5,20 @@ package collector
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/classify"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
+	"github.com/hikyaku/hikyaku/services/internal/spool"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
 
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/output"
@@ -29,8 +36,11 @@ type Service struct {
 	out   *output.Writer // intake
 
 	conn     *clickhouse.Conn // sink
+	erasures *kafka.Table     // sink
 	sink     *sink.Sink       // sink
 	progress *sink.Progress   // sink
+	// sink: every version, the one to go by last
+	classifiers []*classify.Classifier
 }
 
 // New validates and wires; it opens nothing.
@@ -40,8 +50,14 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{cfg: cfg, tel: tel, cluster: cluster}
+	if s.classifiers, err = classify.All(); err != nil {
+		return nil, err
+	}
 	if cfg.Has(RoleIntake) {
-		s.out = output.New(cluster, tel.Log)
+		s.out = output.New(output.Options{Cluster: cluster, Spool: cfg.spool(cluster.Member()), AckTimeout: cfg.Intake.AckTimeout, Tel: tel})
+		// Without Kafka intake goes on, and whoever routes requests must not turn away.
+		cluster.Tolerate(topic.GroupSink)
+		tel.Health.Tolerate(output.Component)
 		if s.front, err = newFront(cfg, tel, s.out); err != nil {
 			return nil, err
 		}
@@ -58,7 +74,21 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 }
 
 func (s *Service) sinkInto(conn *clickhouse.Conn) {
-	s.conn, s.sink = conn, sink.New(s.cluster, conn, s.tel.Registry)
+	erased := sink.NewErased(s.cfg.Kafka.Namespace, s.cluster.Record)
+	s.erasures = s.cluster.Table([]topic.Name{topic.Erasures}, func(r *kgo.Record) error {
+		if r.Value == nil {
+			return nil
+		}
+		x := new(event.Erasure)
+		if err := s.cluster.Decode(r, x); err != nil {
+			// Whoever it names would be stored again: nothing is, until it can be read.
+			return fmt.Errorf("reading whom the erasure at offset %d names: %w", r.Offset, err)
+		}
+		erased.Put(x)
+		return nil
+	})
+	s.conn, s.sink = conn, sink.New(s.cluster, conn, s.tel.Registry, s.classifiers...)
+	s.sink.LeaveOut(erased, s.erasures.CaughtUp)
 	s.progress = sink.NewProgress(s.cluster, conn, s.tel.Registry, s.tel.Log)
 }
 
@@ -68,16 +98,23 @@ func (s *Service) Run(ctx context.Context) error {
 		defer s.conn.Close()
 	}
 	if s.front != nil {
-		// A taken port is known before anything is waited for.
+		// A taken port, or spool, is known before anything is waited for.
 		if err := s.front.listen(); err != nil {
+			return err
+		}
+		if err := s.out.Open(); err != nil {
+			s.front.listener.Close()
+			if errors.Is(err, spool.ErrLocked) {
+				return fault.Transient(err)
+			}
 			return err
 		}
 	}
 	defer s.cluster.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	if s.front != nil {
-		// Links in mails must lead somewhere while Kafka is still away, so the front
-		// is open before the cluster is there.
+		// What comes while Kafka is still away goes into the spool, so the front is
+		// open before the cluster is there.
 		g.Go(func() error { return s.front.run(ctx, s.out) })
 	}
 	g.Go(func() error {
@@ -113,6 +150,15 @@ func (s *Service) runSink(ctx context.Context) error {
 	measured := make(chan struct{})
 	go func() { defer close(measured); s.progress.Run(watch) }()
 	defer func() { stop(); <-measured }()
+	// The table outlives the loop, which asks it until its last batch is done.
+	reading, end := context.WithCancel(context.WithoutCancel(ctx))
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.erasures.Run(reading) })
+	g.Go(func() error { defer end(); return s.sinkLoop(ctx) })
+	return g.Wait()
+}
+
+func (s *Service) sinkLoop(ctx context.Context) error {
 	return s.cluster.RunEffect(ctx, kafka.EffectOptions{
 		Group: topic.GroupSink, Topics: topic.ReadBy(topic.GroupSink),
 		MaxPollRecords: s.cfg.Sink.BatchRecords, MaxPollBytes: s.cfg.Sink.BatchMiB << 20, Linger: s.cfg.Sink.Linger, Quiet: quiet, Pace: pace,

@@ -196,18 +196,21 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 	started := noon.Add(time.Second)
 	request := identity.Hash("request")
 	input := s.record(topic.MessageRequestsBulk, "u1", messageRequest("u1"))
+	hit := engagement("u1", "clicked", "https://shop.example/?a=b&c=d")
+	hit.Purpose, hit.LatencyMs = "preview", 61000
 	s.Produce(t,
 		s.record(topic.Events, "u1", &event.Event{EventID: "e1", UserID: "u1", AnonymousID: "anon", Name: "purchase", OccurredAt: noon, ReceivedAt: noon.Add(time.Second),
 			Source: "api:web", Properties: named(anyValue)}),
 		s.record(topic.Profiles, "u1", &event.Profile{UserID: "u1", Revision: 7,
-			Attributes: []event.Attribute{{Name: "age", Value: event.Int(41), SetAt: noon, SetBy: "x"}, {Name: "plan", Value: event.String("gold"), SetAt: noon, SetBy: "x"}},
-			Addresses:  []event.Address{{Channel: "email", Address: "u1@example.test", OccurredAt: noon}, {Channel: "sms", OccurredAt: noon}},
-			Consents:   []event.Consent{{Channel: "email", Consent: "unsubscribed", OccurredAt: noon}},
-			Locale:     "ja", TimeZone: "Asia/Tokyo", AccountID: "acme", CreatedAt: noon, UpdatedAt: noon.Add(time.Hour)}),
+			Attributes:   []event.Attribute{{Name: "age", Value: event.Int(41), SetAt: noon, SetBy: "x"}, {Name: "plan", Value: event.String("gold"), SetAt: noon, SetBy: "x"}},
+			Addresses:    []event.Address{{Channel: "email", Address: "u1@example.test", OccurredAt: noon}, {Channel: "sms", OccurredAt: noon}},
+			Consents:     []event.Consent{{Channel: "email", Consent: "unsubscribed", OccurredAt: noon}},
+			Suppressions: []event.Suppression{{Channel: "email", Address: "old@example.test", Reason: "complained", OccurredAt: noon}, {Channel: "email", Address: "u1@example.test", Reason: "bounced", OccurredAt: noon}},
+			Locale:       "ja", TimeZone: "Asia/Tokyo", AccountID: "acme", CreatedAt: noon, UpdatedAt: noon.Add(time.Hour)}),
 		s.record(topic.SegmentMembers, "u1", &event.SegmentMember{SegmentID: "tasters", ImportID: importID, UserID: "u1", OccurredAt: noon, Line: 12, Attributes: named(anyValue)}),
 		input,
 		s.record(topic.Outcomes, "u1", outcome("u1", "accepted", "", 1)),
-		s.record(topic.Engagements, "u1", engagement("u1", "clicked", "https://shop.example/?a=b&c=d")),
+		s.record(topic.Engagements, "u1", hit),
 		s.record(topic.Runs, runID.String(), &event.Run{RunID: runID, CampaignID: "autumn", State: &event.RunState{State: "sending", Note: "n", CampaignVersion: 3,
 			AudienceID: "loyal", AudienceVersion: 2, TemplateID: "thanks", TemplateVersion: 4, Channel: "email", Lane: "bulk", Policy: "at_most_once", Consent: "not_unsubscribed",
 			RequestID: &request, RequestedAt: noon, AsOf: noon, Segments: []event.SegmentPin{
@@ -236,7 +239,7 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 		"events": {"event_id = 'e1'", "user_id = 'u1'", "anonymous_id = 'anon'", "name = 'purchase'", at("occurred_at", "12:00:00.123456"), at("received_at", "12:00:01.123456"),
 			"source = 'api:web'", "(prop_string, prop_int, prop_float, prop_bool, prop_time, prop_json) = " + typed, origin(topic.Events), "properties.j.a[2] = 2"},
 		"profiles": {"user_id = 'u1'", "revision = 7", "attr_string = map('plan','gold')", "attr_int = map('age',41)", "empty(attr_json)", "addresses = map('email','u1@example.test')",
-			"consents = map('email','unsubscribed')", "locale = 'ja'", "time_zone = 'Asia/Tokyo'", "account_id = 'acme'", at("created_at", "12:00:00.123456"), at("updated_at", "13:00:00.123456"), origin(topic.Profiles)},
+			"consents = map('email','unsubscribed')", "suppressions = map('email','bounced')", "locale = 'ja'", "time_zone = 'Asia/Tokyo'", "account_id = 'acme'", at("created_at", "12:00:00.123456"), at("updated_at", "13:00:00.123456"), origin(topic.Profiles)},
 		"segment_members": {"segment_id = 'tasters'", "import_id = " + imp, "user_id = 'u1'", "line = 12", at("occurred_at", "12:00:00.123456"), origin(topic.SegmentMembers),
 			`toString(attributes.s) = 'a "quoted" 飛脚'`, "toInt64(attributes.i) = 9007199254740993"},
 		"message_inputs": {"message_id = " + msg, "run_id = " + run, "campaign_id = 'autumn'", "campaign_version = 3", "template_id = 'thanks'", "template_version = 4", "lane = 'bulk'", "user_id = 'u1'",
@@ -246,7 +249,10 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 			"channel = 'email'", "outcome = 'accepted'", "attempt = 1", at("occurred_at", "12:00:01.123456"), "source_topic = 'messages.email.bulk'", "source_partition = 2", "source_offset = 77",
 			"provider = 'smtp'", "provider_id = '250 queued as 7'", origin(topic.Outcomes)},
 		"engagements": {"engagement_id = toUUID('" + identity.Hash("u1", "clicked").UUID() + "')", "message_id = " + msg, "run_id = " + run, "campaign_id = 'autumn'", "user_id = 'u1'", "channel = 'email'",
-			"kind = 'clicked'", "url = 'https://shop.example/?a=b&c=d'", at("occurred_at", "12:01:00.123456"), "method = 'GET'", "user_agent = 'Mail/1.0'", "network = '203.0.113.0/24'", "referer = 'https://mail.example/'", origin(topic.Engagements)},
+			"kind = 'clicked'", "url = 'https://shop.example/?a=b&c=d'", at("occurred_at", "12:01:00.123456"), "method = 'GET'", "user_agent = 'Mail/1.0'", "network = '203.0.113.0/24'", "referer = 'https://mail.example/'", origin(topic.Engagements),
+			"purpose = 'preview'", "latency_ms = 61000", "label = 'machine'", "rule = 'prefetch'"},
+		"message_engagement": {"message_id = " + msg, "run_id = " + run, "classifier_version = (SELECT max(version) FROM classifiers WHERE in_force)", at("assumeNotNull(clicked_machine_at)", "12:01:00.123456"),
+			"clicked_at IS NULL", "clicked_unknown_at IS NULL", "opened_at IS NULL"},
 		"runs": {"run_id = " + run, "campaign_id = 'autumn'", "state = 'sending'", "note = 'n'", "campaign_version = 3", "audience_id = 'loyal'", "audience_version = 2", "template_id = 'thanks'", "template_version = 4",
 			"channel = 'email'", "lane = 'bulk'", "policy = 'at_most_once'", "consent = 'not_unsubscribed'", "request_id = toUUID('" + request.UUID() + "')", at("as_of", "12:00:00.123456"), at("requested_at", "12:00:00.123456"),
 			"mapSort(segments) = map('tasters', [" + imp + ", " + run + "], 'whole', [" + imp + "])", "segment_removals = map('tasters', [" + run + "])", at("expires_at", "13:00:00.123456"), "shards = 1", "expected = 1", "NOT cancel_requested", "NOT balanced", at("assumeNotNull(started_at)", "12:00:01.123456"),
@@ -257,7 +263,7 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 			"segment_mode = 'replace'", "undoes = 'ffff'", "again = 2", "seconds = 2", "rows_per_second = 50", "seconds_left = 6", origin(topic.Imports)},
 		"run_shards":   {"run_id = " + run, "campaign_id = 'autumn'", "shard = 0", "shard_count = 1", "candidates = 1", "children = 0", at("done_at", "12:00:00.123456")},
 		"run_counters": {"run_id = " + run, "campaign_id = 'autumn'", "partition = 2", "excluded = map('no_address', 5)", "requested = 1", "accepted = 1", "waiting = 0", at("updated_at", "12:00:00.123456")},
-		"messages":     {"message_id = " + msg, "class = 'accepted'", "attempts = 1", at("assumeNotNull(clicked_at)", "12:01:00.123456")},
+		"messages":     {"message_id = " + msg, "class = 'accepted'", "attempts = 1", at("assumeNotNull(clicked_raw_at)", "12:01:00.123456")},
 	} {
 		var n uint64
 		require.NoError(t, s.conn.QueryRow(t.Context(), "SELECT count() FROM "+table).Scan(&n))
@@ -339,7 +345,8 @@ func TestTheEventsOfAnUndoneImportAreGoneAndMayComeAgain(t *testing.T) {
 	require.Equal(t, []string{"u1 e1 import:" + other.String(), "u1 e2 import:" + other.String(), "u1 e3 api:web"}, stored())
 }
 
-var views = []string{"imports", "events", "profiles", "segment_members", "outcomes", "engagements", "message_inputs", "messages", "runs", "run_shards", "run_counters", "run_balance", "run_counts", "funnel"}
+var views = []string{"imports", "events", "profiles", "segment_members", "outcomes", "engagements", "message_inputs", "messages", "runs", "run_shards", "run_counters", "run_balance", "run_counts", "funnel",
+	"message_engagement", "classifiers"}
 
 // snapshot is all that the views say, but for the moment up to which they do.
 func snapshot(t testing.TB, conn *clickhouse.Conn) map[string]string {
@@ -356,7 +363,7 @@ func TestTheSameRecordsAgainInAnotherCutChangeNoView(t *testing.T) {
 	s.Produce(t, history(s)...)
 	s.waitUntilSunk()
 	before := snapshot(t, s.conn)
-	for _, view := range []string{"imports", "events", "profiles", "outcomes", "message_inputs", "messages", "run_balance", "funnel"} {
+	for _, view := range []string{"imports", "events", "profiles", "outcomes", "message_inputs", "messages", "run_balance", "funnel", "message_engagement"} {
 		require.NotEmpty(t, before[view], view)
 	}
 	require.Equal(t, 40, strings.Count(before["events"], "\n"), "one row per event, the copy that came first")
@@ -366,7 +373,7 @@ func TestTheSameRecordsAgainInAnotherCutChangeNoView(t *testing.T) {
 	for _, name := range topic.ReadBy(topic.GroupSink) {
 		recs = append(recs, s.All(t, name)...)
 	}
-	again := sink.New(s.writer, s.conn, telemetry.New("again", telemetry.Config{}, nil).Registry)
+	again := sink.New(s.writer, s.conn, telemetry.New("again", telemetry.Config{}, nil).Registry, s.service.classifiers...)
 	for _, size := range []int{len(recs), 7, 61} {
 		for from := 0; from < len(recs); from += size {
 			part := recs[from:min(from+size, len(recs))]

@@ -5,7 +5,11 @@
 // changed since.
 package admit
 
-import "github.com/hikyaku/hikyaku/schemas/event"
+import (
+	"strings"
+
+	"github.com/hikyaku/hikyaku/schemas/event"
+)
 
 // Reason is why a person is excluded: a short word that is counted and shown.
 type Reason string
@@ -15,6 +19,7 @@ const (
 	NoAddress     Reason = "no_address"     // no address on the campaign's channel, or no profile any more
 	Unsubscribed  Reason = "unsubscribed"   // of this channel
 	NotSubscribed Reason = "not_subscribed" // the campaign asks for consent and none is known
+	Suppressed    Reason = "suppressed"     // the address bounced for good, or its owner complained
 	RunCancelled  Reason = "run_cancelled"
 )
 
@@ -32,10 +37,11 @@ const (
 
 // Question is what there is to know.
 type Question struct {
-	Address   string // on the campaign's channel; empty: there is none
-	Consent   string // for that channel
-	Rule      string // ConsentSubscribed or ConsentNotUnsubscribed
-	Cancelled bool   // the run
+	Address    string // on the campaign's channel; empty: there is none
+	Consent    string // for that channel
+	Suppressed string // why that address must not be written to; empty: it may be
+	Rule       string // ConsentSubscribed or ConsentNotUnsubscribed
+	Cancelled  bool   // the run
 }
 
 // Of returns what a profile says about a channel; a nil profile says nothing.
@@ -68,6 +74,24 @@ func Decide(q Question) Reason {
 		return NotSubscribed
 	case q.Address == "":
 		return NoAddress
+	case q.Suppressed != "":
+		return Suppressed
+	}
+	return ""
+}
+
+// SuppressedFor returns why a person's address on a channel must not be written
+// to, or nothing. What was said of an address that the person has no more does
+// not count.
+func SuppressedFor(p *event.Profile, channel, address string) (reason string) {
+	if p == nil || len(p.Suppressions) == 0 {
+		return ""
+	}
+	address = strings.ToLower(address)
+	for i := range p.Suppressions {
+		if s := &p.Suppressions[i]; s.Channel == channel && s.Address == address {
+			return s.Reason
+		}
 	}
 	return ""
 }

@@ -24,6 +24,8 @@ func TestWhoMayBeMessaged(t *testing.T) {
 		{"unsubscribed, whatever the campaign asks", admit.Question{Address: a, Consent: "unsubscribed", Rule: admit.ConsentSubscribed}, admit.Unsubscribed},
 		{"no address", admit.Question{Consent: "subscribed", Rule: admit.ConsentNotUnsubscribed}, admit.NoAddress},
 		{"nothing is known any more", admit.Question{Rule: admit.ConsentNotUnsubscribed}, admit.NoAddress},
+		{"the address is suppressed", admit.Question{Address: a, Suppressed: "bounced", Consent: "subscribed", Rule: admit.ConsentSubscribed}, admit.Suppressed},
+		{"unsubscribed says more than suppressed", admit.Question{Address: a, Suppressed: "complained", Consent: "unsubscribed"}, admit.Unsubscribed},
 		{"run cancelled", admit.Question{Address: a, Rule: admit.ConsentNotUnsubscribed, Cancelled: true}, admit.RunCancelled},
 	} {
 		require.Equal(t, c.why, admit.Decide(c.q), c.name)
@@ -41,4 +43,15 @@ func TestAProfileSpeaksForItsChannel(t *testing.T) {
 	require.Equal(t, []string{"+81", "unsubscribed"}, []string{address, consent})
 	address, consent = admit.Of(nil, "email")
 	require.Equal(t, []string{"", ""}, []string{address, consent})
+}
+
+// A suppression is of an address: the person's next one may be written to.
+func TestASuppressionIsOfItsAddress(t *testing.T) {
+	t.Parallel()
+	p := &event.Profile{Suppressions: []event.Suppression{{Channel: "email", Address: "back@example.test"}, {Channel: "email", Address: "old@example.test", Reason: "bounced"}}}
+	require.Equal(t, "bounced", admit.SuppressedFor(p, "email", "Old@Example.test"), "in whatever case")
+	require.Empty(t, admit.SuppressedFor(p, "email", "new@example.test"))
+	require.Empty(t, admit.SuppressedFor(p, "email", "back@example.test"), "lifted")
+	require.Empty(t, admit.SuppressedFor(p, "sms", "old@example.test"))
+	require.Empty(t, admit.SuppressedFor(nil, "email", ""))
 }

@@ -84,9 +84,10 @@ func one[T any](t testing.TB, c *clickhouse.Conn, query string, args ...any) T {
 	return v
 }
 
+// views are those that take no parameters: the others have no columns.
 func views(t testing.TB, c *clickhouse.Conn) (names []string) {
 	t.Helper()
-	return one[[]string](t, c, "SELECT groupArray(name) FROM (SELECT name FROM system.tables WHERE database = {d:String} AND engine = 'View' ORDER BY name)",
+	return one[[]string](t, c, "SELECT groupArray(name) FROM (SELECT name FROM system.tables WHERE database = {d:String} AND engine = 'View' AND name IN (SELECT table FROM system.columns WHERE database = {d:String}) ORDER BY name)",
 		ch.Named("d", c.Database()))
 }
 
@@ -189,7 +190,7 @@ func history(rng *rand.Rand, run uuid.UUID, people int) (rows []tableRow) {
 			"complete_until": day0.Add(time.Duration(rng.IntN(1e6)) * time.Millisecond), "looked_at": day0.Add(time.Duration(rng.IntN(1e6)) * time.Millisecond)}})
 	}
 	for range 3 {
-		add("run_rows", row{"run_id": run, "campaign_id": "autumn", "state": "sending", "note": fmt.Sprint(rng.IntN(100)), "segments": map[string][]uuid.UUID{"s": {run}}})
+		add("run_rows", row{"run_id": run, "campaign_id": "autumn", "state": "sending", "goal_event": "purchase", "goal_within_ms": int64(1e6), "goal_revenue": "price", "note": fmt.Sprint(rng.IntN(100)), "segments": map[string][]uuid.UUID{"s": {run}}})
 		add("import_rows", row{"import_id": run, "state": "reading", "rows": rng.Int64N(100)})
 		add("run_counter_rows", row{"run_id": run, "partition": int32(rng.IntN(2)), "requested": rng.Int64N(9), "excluded": map[string]int64{"no_address": rng.Int64N(3), "unsubscribed": rng.Int64N(3)}})
 		add("run_shard_rows", row{"run_id": run, "shard": int32(rng.IntN(2)), "shard_count": int32(2), "candidates": rng.Int64N(9)})
@@ -219,20 +220,18 @@ func TestRepetitionOrderAndCutOfInsertsChangeNoView(t *testing.T) {
 		tail := mixed[min(30, len(mixed)):]
 		slices.SortStableFunc(tail, func(a, b tableRow) int { return cmp.Compare(a.table, b.table) })
 		insert(t, again, append(mixed, inOrder[:rng.IntN(len(inOrder))]...))
-		for _, view := range all {
-			a, b := dump(t, once, view), dump(t, again, view)
-			if len(a) == 0 {
-				t.Fatalf("%s is empty: nothing was compared", view)
-			}
-			if !slices.Equal(a, b) {
-				t.Fatalf("seed %d: %s differs: %s", seed, view, firstDifference(a, b))
-			}
-		}
 	}
 	// Merges must not change anything either.
 	before := map[string][]string{}
 	for _, view := range all {
-		before[view] = dump(t, again, view)
+		a, b := dump(t, once, view), dump(t, again, view)
+		if len(a) == 0 && view != "funnel_kept" { // by a refresh alone: TestWhatAnalystsReadIsWhatTheRecordsSay
+			t.Fatalf("%s is empty: nothing was compared", view)
+		}
+		if !slices.Equal(a, b) {
+			t.Fatalf("%s differs: %s", view, firstDifference(a, b))
+		}
+		before[view] = b
 	}
 	for _, table := range one[[]string](t, again, "SELECT groupArray(name) FROM system.tables WHERE database = {d:String} AND name LIKE '%\\_rows'", ch.Named("d", again.Database())) {
 		if err := again.Exec(t.Context(), "OPTIMIZE TABLE "+table+" FINAL"); err != nil {
@@ -275,7 +274,7 @@ func classOf(outcomes []outcome) (class, reason string) {
 		switch o.name {
 		case "excluded":
 			return "excluded", o.reason
-		case "accepted":
+		case "accepted", "delivered", "bounced", "complained":
 			return "accepted", ""
 		}
 		r, ends := rank[o.name]
@@ -300,7 +299,7 @@ func TestTheClassOfAMessageIsTheRuleWhateverOrderItsOutcomesComeIn(t *testing.T)
 	c := clickhousetest.Open(t)
 	anOutcome := rapid.Custom(func(r *rapid.T) outcome {
 		return outcome{
-			name: rapid.SampledFrom([]string{"rendered", "rejected", "accepted", "deferred", "deferred", "failed", "uncertain", "uncertain", "expired", "cancelled", "parked", "replayed"}).Draw(r, "outcome"),
+			name: rapid.SampledFrom([]string{"rendered", "rejected", "accepted", "deferred", "deferred", "failed", "uncertain", "uncertain", "expired", "cancelled", "parked", "replayed", "delivered", "bounced", "complained", "delayed"}).Draw(r, "outcome"),
 			// Attempts of two digits, and what comes before the first: text must compare as numbers do.
 			attempt: rapid.SampledFrom([]int32{-1, 0, 1, 2, 9, 10, 11}).Draw(r, "attempt"),
 			reason:  rapid.SampledFrom([]string{"", "a", "b"}).Draw(r, "reason"),
@@ -531,25 +530,31 @@ func padCounters(rows []tableRow) []tableRow {
 	return rows
 }
 
-func TestTheFunnelCountsPeople(t *testing.T) {
+func TestTheFunnelCountsMessages(t *testing.T) {
 	t.Parallel()
 	c := clickhousetest.Open(t)
 	run := id("run", t.Name())
 	rows := aRun(run, "finished")
-	hit := func(message int, kind string, n int) {
+	hit := func(message int, kind, label string, n int) {
 		for i := range n {
-			rows = append(rows, tableRow{"engagement_rows", row{"engagement_id": id(run, message, kind, i), "message_id": id(run, message), "run_id": run, "campaign_id": "autumn",
+			hit := id(run, message, kind, label, i)
+			rows = append(rows, tableRow{"engagement_rows", row{"engagement_id": hit, "message_id": id(run, message), "run_id": run, "campaign_id": "autumn",
 				"user_id": fmt.Sprint("u", message), "channel": "email", "kind": kind, "occurred_at": day0, "ingested_at": day0}})
+			rows = append(rows, tableRow{"engagement_label_rows", row{"classifier_version": uint32(1), "engagement_id": hit, "message_id": id(run, message), "run_id": run,
+				"kind": kind, "label": label, "occurred_at": day0, "ingested_at": day0}})
 		}
 	}
-	hit(0, "opened", 5)
-	hit(1, "opened", 1)
-	hit(2, "clicked", 2) // images were off
-	hit(0, "clicked", 1)
-	hit(1, "unsubscribed", 2)
+	hit(0, "opened", "human", 5)
+	hit(1, "opened", "human", 1)
+	hit(1, "opened", "machine", 1)
+	hit(2, "clicked", "human", 2) // images were off
+	hit(0, "clicked", "human", 1)
+	hit(3, "clicked", "machine", 3)
+	hit(1, "unsubscribed", "human", 2)
+	rows = append(rows, tableRow{"classifier_rows", row{"version": uint32(1), "put_at": day0}})
 	insert(t, c, append(rows, rows...))
-	got := one[string](t, c, "SELECT toString((campaign_id, variant, channel, requested, rendered, accepted, opened, clicked, unsubscribed)) FROM funnel WHERE run_id = {run:UUID}", ch.Named("run", run.String()))
-	if want := "('autumn','','email',7,6,4,2,2,1)"; got != want {
+	got := one[string](t, c, "SELECT toString((campaign_id, variant, channel, requested, rendered, accepted, opened, clicked, unsubscribed, opened_machine, clicked_machine)) FROM funnel WHERE run_id = {run:UUID}", ch.Named("run", run.String()))
+	if want := "('autumn','','email',7,6,4,2,2,1,1,1)"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
@@ -626,7 +631,7 @@ func TestQueriesAboutOneRunOrPersonReadOnlyTheirPart(t *testing.T) {
 	insert(t, c, aRun(id("run", t.Name()), "sending"))
 	insert(t, c, []tableRow{{"event_rows", row{"event_id": "e", "user_id": "u", "ingested_at": day0}}, {"profile_rows", row{"user_id": "u", "revision": int64(1)}},
 		{"engagement_rows", row{"engagement_id": id("e"), "run_id": id("run", t.Name()), "ingested_at": day0}}})
-	for view, key := range map[string]string{"messages": "run_id", "outcomes": "run_id", "engagements": "run_id", "message_inputs": "run_id", "funnel": "run_id",
+	for view, key := range map[string]string{"messages": "run_id", "outcomes": "run_id", "engagements": "run_id", "message_inputs": "run_id", "message_steps": "run_id",
 		"run_balance": "run_id", "run_counts": "run_id", "runs": "run_id", "events": "user_id", "profiles": "user_id"} {
 		value := "'u'"
 		if key == "run_id" {

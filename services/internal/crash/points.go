@@ -55,6 +55,10 @@ const (
 	TrackingAcknowledged    Point = "tracking.acknowledged"    // the open or click is, the reader has no answer
 	UnsubscribeAcknowledged Point = "unsubscribe.acknowledged" // the unsubscription is, the person has no answer
 
+	// The spool of the collector's intake.
+	SpoolAppended Point = "spool.appended" // the records are in the spool, the client has no answer
+	SpoolDrained  Point = "spool.drained"  // Kafka has acknowledged them, the spool's mark does not say so
+
 	// Provisioning.
 	ProvisionCreated   Point = "provision.created"   // a topic is made, the next is not
 	ProvisionCommitted Point = "provision.committed" // a group has its first offsets, the next has not
@@ -127,7 +131,7 @@ func Points() []Point {
 		DefinitionsOpened, DefinitionsProduced, DefinitionsCommitted, StartRequested,
 		PersonStored, PersonForgotten, PersonRestoring, PersonRestored, DriverCounted, DriverCompared, TicksWritten,
 		SenderInvited, SenderAsked, SinkGathered, SinkBetween,
-		IntakeDecided, IntakePartly, IntakeAcknowledged, TrackingAcknowledged, UnsubscribeAcknowledged,
+		IntakeDecided, IntakePartly, IntakeAcknowledged, TrackingAcknowledged, UnsubscribeAcknowledged, SpoolAppended, SpoolDrained,
 		ProvisionCreated, ProvisionCommitted, ProvisionMigrated,
 	}
 	for _, l := range loops {

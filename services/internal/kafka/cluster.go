@@ -53,6 +53,13 @@ type home struct {
 	schemaID   int // under which this service writes
 }
 
+// What Health calls the parts of Kafka.
+const (
+	componentKafka    = "kafka"
+	componentTopics   = "topics"
+	componentRegistry = "schema registry"
+)
+
 // New checks the settings and opens nothing. The service names the metrics and
 // the dead-letter topic, and with the instance the member.
 func New(cfg Config, service string, tel *telemetry.Telemetry) (*Cluster, error) {
@@ -124,10 +131,10 @@ func (c *Cluster) Start(ctx context.Context) error {
 		return fmt.Errorf("building the Kafka client: %w", err)
 	}
 	c.admin, c.adm = admin, kadm.NewClient(admin)
-	if err := c.await(ctx, "topics", c.checkPartitions); err != nil {
+	if err := c.await(ctx, componentTopics, c.checkPartitions); err != nil {
 		return err
 	}
-	return c.await(ctx, "schema registry", c.resolveSchemas)
+	return c.await(ctx, componentRegistry, c.resolveSchemas)
 }
 
 // Close ends the connections that Start opened.

@@ -28,6 +28,9 @@ const (
 	ReasonCandidate = "poison_candidate" // the message was not requested yet
 )
 
+// OriginHTTP stands in a dead letter for the topic where it came over HTTP and was never a record.
+const OriginHTTP = "http"
+
 // Park returns what a poison record becomes: its dead letter and, if it is about a
 // message, the outcome `parked`. Both must be durable before its offset moves (I2).
 func (c *Cluster) Park(r *kgo.Record, reason error) []*kgo.Record {
@@ -123,6 +126,8 @@ func (c *Cluster) Replay(d *event.DeadLetter, now time.Time) ([]*kgo.Record, err
 	name := topic.Name(d.Topic)
 	t, known := c.catalogue[name]
 	switch {
+	case d.Topic == OriginHTTP:
+		return nil, errors.New("it came over HTTP and was never in Kafka: whoever sent it has to mend it and send it again")
 	case !known:
 		return nil, fmt.Errorf("topic %s is not in the catalogue (any more)", d.Topic)
 	case name == topic.Ticks:

@@ -57,6 +57,15 @@ func (c *Cluster) Expect(groups ...topic.Group) {
 	}
 }
 
+// Tolerate says that this service is of use while Kafka is away, so that it is ready all the
+// same; a group that it is not yet a member of is still waited for.
+func (c *Cluster) Tolerate(groups ...topic.Group) {
+	c.tel.Health.Tolerate(componentKafka, componentTopics, componentRegistry)
+	for _, g := range groups {
+		c.tel.Health.Tolerate(componentOf(g))
+	}
+}
+
 // component is the loop's name in Health.
 func (m *membership) component() string { return componentOf(m.group) }
 

@@ -994,6 +994,7 @@ func TestWhatCannotBeReplayedIsRefusedInWords(t *testing.T) {
 	r.Value = make([]byte, topic.MaxMessageBytes)
 	refused(r, "too large to be kept whole")
 	refused(&kgo.Record{Topic: c.Namespace() + ".gone"}, "not in the catalogue")
+	refused(&kgo.Record{Topic: c.Namespace() + "." + kafka.OriginHTTP}, "came over HTTP")
 
 	// The sink's copy is replayed for the sink, and says nothing about the message.
 	r, err = c.Record(topic.MessageRequestsBulk, "u", request("u"))

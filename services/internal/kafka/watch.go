@@ -33,7 +33,7 @@ type brokerWatch struct {
 func (w *brokerWatch) OnBrokerConnect(meta kgo.BrokerMetadata, _ time.Duration, _ net.Conn, err error) {
 	if err != nil && time.Since(time.Unix(0, w.answered.Load())) > silence {
 		w.away.Store(true)
-		w.health.Set("kafka", fmt.Errorf("connecting to broker %s:%d: %w", meta.Host, meta.Port, err))
+		w.health.Set(componentKafka, fmt.Errorf("connecting to broker %s:%d: %w", meta.Host, meta.Port, err))
 	}
 }
 
@@ -43,13 +43,13 @@ func (w *brokerWatch) OnBrokerRead(meta kgo.BrokerMetadata, _ int16, _ int, _, _
 		// A network that swallows everything refuses no connection.
 		if time.Since(time.Unix(0, w.answered.Load())) > silence && !errors.Is(err, context.Canceled) && !errors.Is(err, net.ErrClosed) {
 			w.away.Store(true)
-			w.health.Set("kafka", fmt.Errorf("no answer from broker %s:%d: %w", meta.Host, meta.Port, err))
+			w.health.Set(componentKafka, fmt.Errorf("no answer from broker %s:%d: %w", meta.Host, meta.Port, err))
 		}
 		return
 	}
 	w.answered.Store(time.Now().UnixNano())
 	if w.away.CompareAndSwap(true, false) {
-		w.health.Set("kafka", nil)
+		w.health.Set(componentKafka, nil)
 	}
 }
 

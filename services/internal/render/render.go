@@ -28,7 +28,7 @@ import (
 
 // Version is recorded with every message. It changes whenever the same request
 // may render to other bytes.
-const Version = "1"
+const Version = "2"
 
 // Reasons of a rejection, as in outcomes.
 const (
@@ -229,7 +229,8 @@ type linker struct {
 // that is written otherwise in HTML.
 func (l linker) append(b []byte, p token.Purpose, target string) ([]byte, error) {
 	b, err := l.r.keys.Append(append(b, '/', byte(p), '/'), l.req.KeyID, &token.Token{Purpose: p, MessageID: l.req.MessageID, RunID: l.req.RunID,
-		Channel: l.req.Channel, CampaignID: l.req.CampaignID, UserID: l.req.UserID, Target: target})
+		Channel: l.req.Channel, CampaignID: l.req.CampaignID, UserID: l.req.UserID, Target: target,
+		RequestedAt: l.req.RequestedAt})
 	if err != nil {
 		return b, fmt.Errorf("signing a link of message %s: %w", l.req.MessageID, err)
 	}

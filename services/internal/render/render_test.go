@@ -101,7 +101,8 @@ func TestMailClientReadsWhatWasMeant(t *testing.T) {
 	leave := strings.Trim(r.Header.Get("List-Unsubscribe"), "<>")
 	tok, err := keys(t).Parse(token.Unsubscribe, strings.TrimPrefix(leave, "https://t.example.test/u/"))
 	require.NoError(t, err)
-	require.Equal(t, token.Token{Purpose: token.Unsubscribe, MessageID: identity.Hash("m"), RunID: identity.Hash("r"), Channel: "email", CampaignID: "autumn", UserID: "u-1"}, *tok)
+	require.Equal(t, token.Token{Purpose: token.Unsubscribe, MessageID: identity.Hash("m"), RunID: identity.Hash("r"), Channel: "email", CampaignID: "autumn", UserID: "u-1",
+		RequestedAt: request().RequestedAt.Truncate(time.Millisecond)}, *tok)
 
 	bodies := map[string]string{}
 	for {

@@ -23,6 +23,7 @@ type Health struct {
 
 	mu         sync.Mutex
 	components map[string]component
+	tolerated  map[string]bool
 	beats      map[string]beat
 	stopping   bool
 }
@@ -118,6 +119,25 @@ func (h *Health) Rest(component string) {
 	delete(h.beats, component)
 }
 
+// Tolerate says that the process does what it is there for without these components: that one of
+// them is not fine is shown in Status and does not turn readiness red. One that is on its
+// way for the first time still does.
+func (h *Health) Tolerate(names ...string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.tolerated == nil {
+		h.tolerated = map[string]bool{}
+	}
+	for _, name := range names {
+		h.tolerated[name] = true
+	}
+}
+
+// missing reports whether a component keeps the process from being ready. h.mu is held.
+func (h *Health) missing(name string, c component) bool {
+	return c.err != nil && (c.waiting || !h.tolerated[name])
+}
+
 // Stop turns readiness red for good: the process has been told to end.
 func (h *Health) Stop() {
 	h.mu.Lock()
@@ -131,7 +151,7 @@ func (h *Health) NotReady() []string {
 	defer h.mu.Unlock()
 	var not []string
 	for name, c := range h.components {
-		if c.err != nil {
+		if h.missing(name, c) {
 			not = append(not, fmt.Sprintf("%s: %v", name, c.err))
 		}
 	}

@@ -37,10 +37,7 @@ func (t *Telemetry) Status() Status {
 		s.Member = *member
 	}
 	s.Components, s.Stopping = t.Health.list()
-	s.Ready = !s.Stopping
-	for _, c := range s.Components {
-		s.Ready = s.Ready && c.Ready
-	}
+	s.Ready = len(t.Health.NotReady()) == 0
 	return s
 }
 

@@ -26,14 +26,33 @@ const (
 
 // The outcomes that do not name a class.
 const (
-	Deferred  = "deferred"  // a retry follows
-	Replayed  = "replayed"  // an operator put the record of a parked attempt back: another attempt follows
-	Delivered = "delivered" // evidence of acceptance
+	Deferred = "deferred" // a retry follows
+	Replayed = "replayed" // an operator put the record of a parked attempt back: another attempt follows
 )
+
+// The outcomes that a provider reports later: evidence of acceptance, since it had
+// taken the message. One that goes back, or is complained of, was accepted too.
+const (
+	Delivered  = "delivered"
+	Bounced    = "bounced"
+	Complained = "complained"
+)
+
+// accepts reports whether an outcome is, or proves, a provider's acceptance.
+func accepts(outcome string) bool {
+	switch outcome {
+	case Accepted, Delivered, Bounced, Complained:
+		return true
+	}
+	return false
+}
 
 // rank orders the outcomes of one attempt: an answer outranks not knowing.
 // Outcomes that are steps and not endings (rendered) have none.
 func rank(outcome string) (int, bool) {
+	if accepts(outcome) {
+		return 6, true
+	}
 	switch outcome {
 	case Uncertain:
 		return 0, true
@@ -47,8 +66,6 @@ func rank(outcome string) (int, bool) {
 		return 4, true
 	case Replayed:
 		return 5, true
-	case Accepted, Delivered:
-		return 6, true
 	}
 	return 0, false
 }
@@ -74,7 +91,7 @@ func Apply(m *event.MessageState, outcome string, attempt int32) (before Class, 
 	if m.Class == Accepted {
 		return m.Class, false
 	}
-	accepted := outcome == Accepted || outcome == Delivered
+	accepted := accepts(outcome)
 	if !accepted && m.Ending != "" {
 		if attempt < m.Attempt {
 			return m.Class, false

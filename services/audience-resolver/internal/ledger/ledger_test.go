@@ -44,6 +44,9 @@ func TestClassOfAMessage(t *testing.T) {
 		{"acceptance stands", []said{{"accepted", 1}, {"failed", 2}, {"uncertain", 3}}, ledger.Accepted},
 		{"acceptance arrives late", []said{{"failed", 2}, {"accepted", 1}}, ledger.Accepted},
 		{"delivered is evidence of acceptance", []said{{"uncertain", 1}, {"delivered", 1}}, ledger.Accepted},
+		{"who bounced had been taken by the provider", []said{{"uncertain", 1}, {"bounced", 0}}, ledger.Accepted},
+		{"who complained even got it", []said{{"complained", 0}, {"failed", 2}}, ledger.Accepted},
+		{"a delay says nothing yet", []said{{"uncertain", 1}, {"delayed", 0}}, ledger.Uncertain},
 		{"parked ends the wait", []said{{"parked", 0}}, ledger.Parked},
 		{"replayed, it waits again", []said{{"parked", 1}, {"replayed", 1}}, ledger.Waiting},
 		{"parked again, though it was replayed", []said{{"parked", 1}, {"replayed", 1}, {"parked", 2}}, ledger.Parked},
@@ -64,7 +67,7 @@ func TestOrderAndRepetitionDoNotMatter(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		one := rapid.Custom(func(t *rapid.T) said {
-			return said{rapid.SampledFrom([]string{"rendered", "rejected", "accepted", "deferred", "failed", "uncertain", "expired", "cancelled", "parked", "replayed", "delivered"}).Draw(t, "outcome"),
+			return said{rapid.SampledFrom([]string{"rendered", "rejected", "accepted", "deferred", "failed", "uncertain", "expired", "cancelled", "parked", "replayed", "delivered", "bounced", "complained", "delayed"}).Draw(t, "outcome"),
 				rapid.Int32Range(-1, 3).Draw(t, "attempt")}
 		})
 		outcomes := rapid.SliceOfN(one, 0, 6).Draw(t, "outcomes")

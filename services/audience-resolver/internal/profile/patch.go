@@ -3,6 +3,7 @@
 package profile
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -34,7 +35,7 @@ const (
 )
 
 // Apply changes p as the patch says. Attributes are set in order of arrival. For
-// addresses and consents the later occurred_at wins, and at the same moment the
+// addresses, consents and suppressions the later occurred_at wins, and at the same moment the
 // more restrictive of the two: between sources there is no order, and an
 // unsubscription must not be undone by something older that arrives later. A
 // repeated patch changes nothing. One that undoes is Undo's.
@@ -78,6 +79,11 @@ func Apply(p *event.Profile, patch *event.ProfilePatch) (c Change) {
 	}
 	for i := range patch.Consents {
 		applyConsent(p, patch, &patch.Consents[i], may, &c)
+	}
+	for i := range patch.Suppressions {
+		if suppress(p, patch, &patch.Suppressions[i]) {
+			c.Changed = true
+		}
 	}
 	for _, f := range words(p, patch) {
 		if f.next == nil || patch.OnlyIfSetBy != nil || *f.value == *f.next && *f.setBy == patch.SetBy {
@@ -194,4 +200,38 @@ func applyConsent(p *event.Profile, patch *event.ProfilePatch, c *event.ConsentP
 	p.Consents = append(p.Consents, event.Consent{Channel: c.Channel, Consent: c.Consent, OccurredAt: patch.OccurredAt, SetBy: patch.SetBy})
 	slices.SortFunc(p.Consents, func(a, b event.Consent) int { return strings.Compare(a.Channel, b.Channel) })
 	change.Changed = true
+}
+
+// suppress keeps an address from being written to, or lifts that. A suppression
+// belongs to the address: it says nothing of the person's next one. Providers and
+// operators set it, no import does, so that no undo meets it.
+func suppress(p *event.Profile, patch *event.ProfilePatch, c *event.SuppressionPatch) (changed bool) {
+	if patch.OnlyIfSetBy != nil || c.Channel == "" || c.Address == "" {
+		return false
+	}
+	// Nobody has two mailboxes that differ in case only, and providers report an
+	// address in a case of their own.
+	next := event.Suppression{Channel: c.Channel, Address: strings.ToLower(c.Address), Reason: c.Reason, OccurredAt: patch.OccurredAt, SetBy: patch.SetBy}
+	at, found := slices.BinarySearchFunc(p.Suppressions, &next, func(a event.Suppression, b *event.Suppression) int {
+		return cmp.Or(strings.Compare(a.Channel, b.Channel), strings.Compare(a.Address, b.Address))
+	})
+	if !found {
+		p.Suppressions = slices.Insert(p.Suppressions, at, next)
+		return true
+	}
+	if !outweighs(&next, &p.Suppressions[at]) {
+		return false
+	}
+	p.Suppressions[at] = next
+	return true
+}
+
+// outweighs reports whether a suppression replaces another of its address. Of
+// two of one moment the one that suppresses stands, and of two that do, always the
+// same, whichever comes first.
+func outweighs(next, old *event.Suppression) bool {
+	if !next.OccurredAt.Equal(old.OccurredAt) {
+		return next.OccurredAt.After(old.OccurredAt)
+	}
+	return cmp.Or(strings.Compare(next.Reason, old.Reason), strings.Compare(next.SetBy, old.SetBy)) > 0
 }

@@ -1,6 +1,7 @@
 package profile_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -89,6 +90,37 @@ func TestUndoChangesOnlyWhatItsImportSetLast(t *testing.T) {
 	require.Equal(t, event.String("before"), p.Attributes[0].Value)
 }
 
+func suppression(address, reason string) func(*event.ProfilePatch) {
+	return func(p *event.ProfilePatch) {
+		p.Suppressions = []event.SuppressionPatch{{Channel: "email", Address: address, Reason: reason}}
+	}
+}
+
+// A complaint of 10:00 that arrives after it was lifted at 11:00 changes nothing;
+// one of 12:00 does.
+func TestLaterSuppressionOfAnAddressWins(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		patches []*event.ProfilePatch
+		want    string
+	}{
+		"a bounce":               {[]*event.ProfilePatch{patch(1, suppression("A@example.test", "bounced"))}, "bounced"},
+		"lifted":                 {[]*event.ProfilePatch{patch(1, suppression("a@example.test", "bounced")), patch(2, suppression("A@example.test", ""))}, ""},
+		"lifted, and heard late": {[]*event.ProfilePatch{patch(11, suppression("a@example.test", "")), patch(10, suppression("a@example.test", "complained"))}, ""},
+		"once more":              {[]*event.ProfilePatch{patch(11, suppression("a@example.test", "")), patch(12, suppression("a@example.test", "complained"))}, "complained"},
+		"both at one moment":     {[]*event.ProfilePatch{patch(1, suppression("a@example.test", "bounced")), patch(1, suppression("a@example.test", ""))}, "bounced"},
+		"of another address":     {[]*event.ProfilePatch{patch(1, suppression("a@example.test", "")), patch(2, suppression("b@example.test", "bounced"))}, ""},
+	} {
+		p := apply(c.patches...)
+		require.Equal(t, "a@example.test", p.Suppressions[0].Address, name)
+		require.Equal(t, c.want, p.Suppressions[0].Reason, name)
+	}
+	p := apply(patch(1, func(p *event.ProfilePatch) {
+		p.Suppressions = []event.SuppressionPatch{{Channel: "email", Reason: "bounced"}}
+	}))
+	require.Empty(t, p.Suppressions, "of no address there is none")
+}
+
 // Reading the same patch again, as after a crash, changes nothing.
 func TestRepeatedPatchChangesNothing(t *testing.T) {
 	t.Parallel()
@@ -98,6 +130,8 @@ func TestRepeatedPatchChangesNothing(t *testing.T) {
 				consent(rapid.SampledFrom([]string{"subscribed", "unsubscribed"}).Draw(t, "consent"))(p)
 				address(rapid.SampledFrom([]string{"", "a@example.test", "b@example.test"}).Draw(t, "address"))(p)
 				set("n", event.Int(rapid.Int64Range(0, 3).Draw(t, "n")))(p)
+				suppression(rapid.SampledFrom([]string{"a@example.test", "A@example.test", "b@example.test"}).Draw(t, "suppressed"), rapid.SampledFrom([]string{"", "bounced", "complained"}).Draw(t, "reason"))(p)
+				p.SetBy = rapid.SampledFrom([]string{"import:1", "webhook:ses"}).Draw(t, "set_by")
 			})
 		})
 		patches := rapid.SliceOfN(one, 1, 5).Draw(t, "patches")
@@ -107,10 +141,12 @@ func TestRepeatedPatchChangesNothing(t *testing.T) {
 		if profile.Apply(p, last).Changed && last.Addresses[0].Address == "" {
 			t.Fatalf("%+v became %+v", before, *p)
 		}
-		consents := p.Consents[0].Consent
+		consents, suppressions := p.Consents[0].Consent, slices.Clone(p.Suppressions)
 		for _, q := range rapid.Permutation(patches).Draw(t, "again") {
 			profile.Apply(p, q)
 		}
 		require.Equal(t, consents, p.Consents[0].Consent, "consent does not depend on the order")
+		require.Equal(t, suppressions, p.Suppressions, "nor does what is suppressed")
+		require.Equal(t, suppressions, apply(rapid.Permutation(patches).Draw(t, "other order")...).Suppressions)
 	})
 }

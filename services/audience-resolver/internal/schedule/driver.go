@@ -86,7 +86,7 @@ type Versions struct {
 
 // New is the state of a run that starts now.
 func New(v Versions, requestID *identity.ID, requestedAt, now time.Time) *event.RunState {
-	return &event.RunState{
+	s := &event.RunState{
 		State:           runs.Preparing,
 		CampaignVersion: v.CampaignVersion,
 		AudienceID:      v.Campaign.Audience, AudienceVersion: v.AudienceVersion,
@@ -95,6 +95,10 @@ func New(v Versions, requestID *identity.ID, requestedAt, now time.Time) *event.
 		RequestID: requestID, RequestedAt: requestedAt, AsOf: now, Segments: v.Segments,
 		ExpiresAt: now.Add(v.Campaign.ExpiresAfter.Duration()), UpdatedAt: now,
 	}
+	if goal := v.Campaign.Goal; goal != nil {
+		s.GoalEvent, s.GoalWithinMs, s.GoalRevenue = goal.Event, goal.Within.Duration().Milliseconds(), goal.Revenue
+	}
+	return s
 }
 
 // Refused is the state of a run that is not started, with the reason in words.

@@ -1,15 +1,14 @@
 package intake
 
 import (
-	"bytes"
 	"compress/gzip"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"reflect"
 	"strings"
+	"sync"
+	"time"
 )
 
 // Sizes of what is accepted, as Segment's. A batch is measured after it was
@@ -23,99 +22,103 @@ const (
 type refusal struct {
 	status int
 	Problem
+	// after is when to come again, if that may help.
+	after time.Duration
 }
 
 func (r *refusal) Error() string { return r.Reason }
 
 func refuse(status int, code, reason string) *refusal {
-	return &refusal{status, Problem{Code: code, Reason: reason}}
+	return &refusal{status: status, Problem: Problem{Code: code, Reason: reason}}
 }
 
-// readBody reads at most limit bytes, unpacked if need be.
-func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
-	tooLarge := refuse(http.StatusRequestEntityTooLarge, "too_large", fmt.Sprintf("the body is larger than %d bytes", limit))
+func busy(reason string) *refusal {
+	r := refuse(http.StatusServiceUnavailable, "busy", reason)
+	r.after = 5 * time.Second
+	return r
+}
+
+// buffers are for bodies. A request has one only while it reads: what is kept is a copy
+// of the body's own size.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
+
+// unpackers are 40 KiB each.
+var unpackers sync.Pool
+
+// readBody reads at most limit bytes, unpacked if need be. The bytes are held by mem.
+func (h *Handler) readBody(w http.ResponseWriter, r *http.Request, limit int64, mem *reader) (string, *refusal) {
 	if r.ContentLength > limit {
-		return nil, tooLarge
+		return "", tooLarge(limit)
 	}
-	var body io.Reader = http.MaxBytesReader(w, r.Body, limit)
-	switch encoding := strings.ToLower(r.Header.Get("Content-Encoding")); encoding {
-	case "", "identity":
-	case "gzip":
-		unpacked, err := gzip.NewReader(body)
-		if err != nil {
-			return nil, broken(err, tooLarge)
-		}
-		body = unpacked
+	packed := false
+	switch encoding := r.Header.Get("Content-Encoding"); {
+	case encoding == "", strings.EqualFold(encoding, "identity"):
+	case strings.EqualFold(encoding, "gzip"):
+		packed = true
 	default:
-		return nil, refuse(http.StatusUnsupportedMediaType, "encoding", "the body's encoding is not gzip or identity")
+		return "", refuse(http.StatusUnsupportedMediaType, "encoding", "the body's encoding is not gzip or identity")
 	}
-	// One byte more than the limit tells a body that is too large from one that
-	// is not, however well it was packed.
-	b := bytes.NewBuffer(make([]byte, 0, max(512, min(r.ContentLength, limit)+bytes.MinRead)))
-	if _, err := b.ReadFrom(io.LimitReader(body, limit+1)); err != nil {
-		return nil, broken(err, tooLarge)
+	// Reading ends at once when somebody needs the memory more.
+	mem.cut = func() { _ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) }
+	mem.begin()
+	body, err := h.read(w, r, limit, packed, mem)
+	if mem.end() {
+		return "", busy("this body came so slowly that others needed its place; send it again")
 	}
-	if int64(b.Len()) > limit {
-		return nil, tooLarge
-	}
-	return b.Bytes(), nil
+	return body, err
 }
 
-func broken(err error, tooLarge *refusal) error {
+func tooLarge(limit int64) *refusal {
+	return refuse(http.StatusRequestEntityTooLarge, "too_large", fmt.Sprintf("the body is larger than %d bytes", limit))
+}
+
+func (h *Handler) read(w http.ResponseWriter, r *http.Request, limit int64, packed bool, mem *reader) (string, *refusal) {
+	from := io.Reader(r.Body)
+	if r.ContentLength < 0 {
+		from = http.MaxBytesReader(w, r.Body, limit) // which also ends the connection
+	}
+	if packed {
+		z, _ := unpackers.Get().(*gzip.Reader)
+		if z == nil {
+			z = new(gzip.Reader)
+		}
+		defer unpackers.Put(z)
+		if err := z.Reset(from); err != nil {
+			return "", broken(err, limit)
+		}
+		from = z
+	}
+	kept := buffers.Get().(*[]byte)
+	b := (*kept)[:0]
+	defer func() { *kept = b[:0]; buffers.Put(kept) }()
+	for {
+		if int64(cap(b))-int64(len(b)) < 512 {
+			grown := make([]byte, len(b), min(max(2*cap(b), 4<<10), int(limit)+512+1))
+			copy(grown, b)
+			b = grown
+		}
+		n, err := from.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		// One byte more than the limit tells a body that is too large from one that
+		// is not, however well it was packed.
+		if int64(len(b)) > limit {
+			return "", tooLarge(limit)
+		}
+		if n > 0 && !mem.take(r.Context(), int64(n), h.AckTimeout/2) {
+			return "", busy("too much is being taken in; try again")
+		}
+		if errors.Is(err, io.EOF) {
+			return string(b), nil
+		}
+		if err != nil {
+			return "", broken(err, limit)
+		}
+	}
+}
+
+func broken(err error, limit int64) *refusal {
 	if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
-		return tooLarge
+		return tooLarge(limit)
 	}
 	return refuse(http.StatusBadRequest, "body", "the body could not be read to its end")
-}
-
-// batch is the body of /v1/batch. The write key may stand in any body.
-type batch struct {
-	Batch    []json.RawMessage `json:"batch"`
-	SentAt   json.RawMessage   `json:"sentAt"`
-	WriteKey string            `json:"writeKey"`
-}
-
-// call is the body of /v1/track and /v1/identify, and an item of a batch.
-// Unknown fields are ignored, as Segment's libraries send many.
-type call struct {
-	Type              string                     `json:"type"`
-	MessageID         string                     `json:"messageId"`
-	UserID            json.RawMessage            `json:"userId"`
-	AnonymousID       json.RawMessage            `json:"anonymousId"`
-	Event             string                     `json:"event"`
-	Properties        map[string]json.RawMessage `json:"properties"`
-	Traits            map[string]json.RawMessage `json:"traits"`
-	Timestamp         json.RawMessage            `json:"timestamp"`
-	OriginalTimestamp json.RawMessage            `json:"originalTimestamp"`
-	SentAt            json.RawMessage            `json:"sentAt"`
-	Context           json.RawMessage            `json:"context"`
-	WriteKey          string                     `json:"writeKey"`
-}
-
-// parse reads JSON into v and says which field is wrong.
-func parse(raw []byte, v any) *Problem {
-	err := json.Unmarshal(raw, v)
-	if err == nil {
-		return nil
-	}
-	var wrong *json.UnmarshalTypeError
-	if errors.As(err, &wrong) {
-		return &Problem{Field: wrong.Field, Code: "type", Reason: fmt.Sprintf("%s was found where %s was expected", wrong.Value, expected(wrong.Type.Kind()))}
-	}
-	var syntax *json.SyntaxError
-	if errors.As(err, &syntax) {
-		return &Problem{Code: "json", Reason: fmt.Sprintf("not JSON at byte %d: %v", syntax.Offset, syntax)}
-	}
-	return &Problem{Code: "json", Reason: "not JSON"}
-}
-
-// expected is JSON's word for what Go wanted.
-func expected(kind reflect.Kind) string {
-	switch kind {
-	case reflect.Slice:
-		return "array"
-	case reflect.Map, reflect.Struct:
-		return "object"
-	}
-	return kind.String()
 }

@@ -1,9 +1,8 @@
 package intake
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,8 +29,9 @@ func problem(field, code, reason string, args ...any) *Problem {
 type receipt struct {
 	at     time.Time
 	source string // api:<write key name>
+	scopes Scopes
 	// sentAt is the batch's; an event's own wins.
-	sentAt json.RawMessage
+	sentAt moment
 	newID  func() string
 }
 
@@ -41,79 +41,119 @@ const (
 	maxNameBytes   = 512
 )
 
-// decide turns one event into its record. Kind is track or identify, or empty if
-// the event must say so itself.
-func decide(raw json.RawMessage, kind string, got receipt) (output.Entry, *Problem) {
-	if len(raw) > MaxEventBytes {
-		return output.Entry{}, problem("", "too_large", "the event has %d bytes, at most %d are allowed", len(raw), MaxEventBytes)
+// The kinds of calls. A page and a screen are events of these names, the page's own
+// name being a property, as in Segment's warehouses.
+const (
+	kindTrack    = "track"
+	kindIdentify = "identify"
+	kindPage     = "page"
+	kindScreen   = "screen"
+	kindGroup    = "group"
+	kindAlias    = "alias"
+)
+
+const kindsTaken = "track, page, screen, identify and group are"
+
+// needs are the scopes that a kind of call needs: one for each topic it writes.
+func needs(kind string) Scopes {
+	switch kind {
+	case kindIdentify:
+		return ScopeProfiles
+	case kindGroup:
+		return ScopeProfiles | ScopeEvents
 	}
-	var c call
-	if p := parse(raw, &c); p != nil {
-		return output.Entry{}, p
+	return ScopeEvents
+}
+
+// decide turns one event into its records, appended to out. Kind is the path's, or empty if
+// the event must say so itself.
+func decide(out []output.Entry, c *call, kind string, got *receipt) ([]output.Entry, *Problem) {
+	if c.problem != nil {
+		return out, c.problem
 	}
 	if kind == "" {
-		kind = c.Type
+		kind = c.kind
 	}
-	userID, p := idOf("userId", c.UserID)
-	if p != nil {
-		return output.Entry{}, p
+	switch kind {
+	case kindTrack, kindPage, kindScreen, kindIdentify, kindGroup:
+	case "":
+		return out, problem("type", "missing", "it is not said what it is; %s taken in", kindsTaken)
+	case kindAlias:
+		return out, problem("type", "unsupported", "alias is not taken in: people are not merged yet; send what they do with one userId")
+	default:
+		return out, problem("type", "unsupported", "%.32q is not taken in; %s", kind, kindsTaken)
 	}
-	anonymousID, p := idOf("anonymousId", c.AnonymousID)
-	if p != nil {
-		return output.Entry{}, p
+	if lacks := needs(kind) &^ got.scopes; lacks != 0 {
+		return out, problem("type", "scope", "this write key may not send %s: it lacks the scope %s", kind, lacks)
 	}
+	userID := c.userID
 	if userID == "" {
 		// Until ids can be merged, somebody without a user_id is known by the other.
-		userID = anonymousID
+		userID = c.anonymousID
 	}
 	if userID == "" {
-		return output.Entry{}, problem("userId", "missing", "neither userId nor anonymousId is given")
+		return out, problem("userId", "missing", "neither userId nor anonymousId is given")
 	}
 	occurredAt, p := c.occurredAt(got)
 	if p != nil {
-		return output.Entry{}, p
+		return out, p
+	}
+	if len(c.messageID) > maxNameBytes {
+		return out, problem("messageId", "too_long", "the messageId is longer than %d bytes", maxNameBytes)
+	}
+	if kind == kindIdentify {
+		patch, p := c.identify(userID, occurredAt, got)
+		if p != nil {
+			return out, p
+		}
+		return append(out, output.Entry{Topic: topic.ProfileUpdates, Key: userID, Record: patch}), nil
+	}
+	e := &event.Event{EventID: c.messageID, UserID: userID, AnonymousID: c.anonymousID, Name: kind, OccurredAt: occurredAt,
+		ReceivedAt: got.at, Source: got.source, Properties: c.properties}
+	if e.EventID == "" {
+		e.EventID = got.newID()
 	}
 	switch kind {
-	case "track":
-		e, p := c.track(userID, anonymousID, occurredAt, got)
-		return output.Entry{Topic: topic.Events, Key: userID, Record: e}, p
-	case "identify":
-		patch, p := c.identify(userID, occurredAt, got)
-		return output.Entry{Topic: topic.ProfileUpdates, Key: userID, Record: patch}, p
-	case "":
-		return output.Entry{}, problem("type", "missing", "track or identify was expected")
+	case kindTrack:
+		if e.Name, p = nameOf("event", c.event, true); p != nil {
+			return out, p
+		}
+	case kindPage, kindScreen:
+		for _, n := range [...]struct{ field, text string }{{"name", c.name}, {"category", c.category}} {
+			if _, p := nameOf(n.field, n.text, false); p != nil {
+				return out, p
+			}
+			if n.text != "" {
+				e.Properties = with(e.Properties, n.field, n.text)
+			}
+		}
+	case kindGroup:
+		if c.groupID == "" {
+			return out, problem("groupId", "missing", "the groupId is missing")
+		}
+		// Whom an account's traits belong to is the account, for which there is no
+		// table yet: they are kept with the event.
+		e.Properties = with(c.traits, "group_id", c.groupID)
+		out = append(out, output.Entry{Topic: topic.ProfileUpdates, Key: userID, Record: &event.ProfilePatch{
+			UserID: userID, OccurredAt: occurredAt, SetAt: got.at, SetBy: got.source, AccountID: &c.groupID}})
 	}
-	return output.Entry{}, problem("type", "unsupported", "%.32q is not taken in; track and identify are", kind)
+	return append(out, output.Entry{Topic: topic.Events, Key: userID, Record: e}), nil
 }
 
-func (c *call) track(userID, anonymousID string, occurredAt time.Time, got receipt) (*event.Event, *Problem) {
+// nameOf checks the length of a name.
+func nameOf(field, text string, required bool) (string, *Problem) {
 	switch {
-	case c.Event == "":
-		return nil, problem("event", "missing", "the name of the event is missing")
-	case len(c.Event) > maxNameBytes:
-		return nil, problem("event", "too_long", "the name of the event is longer than %d bytes", maxNameBytes)
-	case len(c.MessageID) > maxNameBytes:
-		return nil, problem("messageId", "too_long", "the messageId is longer than %d bytes", maxNameBytes)
+	case text == "" && required:
+		return "", problem(field, "missing", "the name of the event is missing")
+	case len(text) > maxNameBytes:
+		return "", problem(field, "too_long", "the %s is longer than %d bytes", field, maxNameBytes)
 	}
-	properties, p := values("properties", c.Properties)
-	if p != nil {
-		return nil, p
-	}
-	id := c.MessageID
-	if id == "" {
-		id = got.newID()
-	}
-	return &event.Event{EventID: id, UserID: userID, AnonymousID: anonymousID, Name: c.Event, OccurredAt: occurredAt,
-		ReceivedAt: got.at, Source: got.source, Properties: properties}, nil
+	return text, nil
 }
 
-// extras is context.hikyaku of an identify: what traits have no place for.
-type extras struct {
-	Addresses map[string]*string `json:"addresses"`
-	Consents  map[string]string  `json:"consents"`
-	Locale    *string            `json:"locale"`
-	TimeZone  *string            `json:"time_zone"`
-	AccountID *string            `json:"account_id"`
+// with is a copy of values in which name is text.
+func with(values []event.NamedValue, name, text string) []event.NamedValue {
+	return event.Sorted(append(slices.Clone(values), event.NamedValue{Name: name, Value: event.String(text)}))
 }
 
 const (
@@ -121,10 +161,13 @@ const (
 	unsubscribed = "unsubscribed"
 )
 
-func (c *call) identify(userID string, occurredAt time.Time, got receipt) (*event.ProfilePatch, *Problem) {
-	traits, p := values("traits", c.Traits)
-	if p != nil {
-		return nil, p
+func (c *call) identify(userID string, occurredAt time.Time, got *receipt) (*event.ProfilePatch, *Problem) {
+	traits := c.traits
+	if !c.traitsGiven {
+		if c.contextProblem != nil {
+			return nil, c.contextProblem
+		}
+		traits = c.contextTraits
 	}
 	patch := &event.ProfilePatch{UserID: userID, OccurredAt: occurredAt, SetAt: got.at, SetBy: got.source}
 	address, addressGiven := "", false
@@ -142,23 +185,14 @@ func (c *call) identify(userID string, occurredAt time.Time, got receipt) (*even
 		}
 		address, addressGiven = strings.TrimSpace(t.Value.Text()), true
 	}
-	more := struct {
-		Hikyaku extras `json:"hikyaku"`
-	}{}
-	if len(c.Context) > 0 {
-		if p := parse(c.Context, &more); p != nil {
-			p.Field = strings.TrimSuffix("context."+p.Field, ".")
-			return nil, p
-		}
-	}
-	x := more.Hikyaku
-	for channel, a := range x.Addresses {
-		if channel != definition.ChannelEmail {
-			return nil, problem("context.hikyaku.addresses", "channel", "%.32q is not a channel; %s is", channel, definition.ChannelEmail)
+	x := &c.extras
+	for _, a := range x.addresses {
+		if a.name != definition.ChannelEmail {
+			return nil, problem("context.hikyaku.addresses", "channel", "%.32q is not a channel; %s is", a.name, definition.ChannelEmail)
 		}
 		address, addressGiven = "", true
-		if a != nil {
-			address = strings.TrimSpace(*a)
+		if a.text != nil {
+			address = strings.TrimSpace(*a.text)
 		}
 	}
 	if len(address) > maxNameBytes {
@@ -168,53 +202,21 @@ func (c *call) identify(userID string, occurredAt time.Time, got receipt) (*even
 		// An empty one removes it.
 		patch.Addresses = []event.AddressPatch{{Channel: definition.ChannelEmail, Address: address}}
 	}
-	for channel, consent := range x.Consents {
-		if channel != definition.ChannelEmail {
-			return nil, problem("context.hikyaku.consents", "channel", "%.32q is not a channel; %s is", channel, definition.ChannelEmail)
+	for _, s := range x.consents {
+		if s.name != definition.ChannelEmail {
+			return nil, problem("context.hikyaku.consents", "channel", "%.32q is not a channel; %s is", s.name, definition.ChannelEmail)
+		}
+		consent := ""
+		if s.text != nil {
+			consent = *s.text
 		}
 		if consent != subscribed && consent != unsubscribed {
-			return nil, problem("context.hikyaku.consents."+channel, "value", "%.32q is not a consent; %s and %s are", consent, subscribed, unsubscribed)
+			return nil, problem("context.hikyaku.consents."+s.name, "value", "%.32q is not a consent; %s and %s are", consent, subscribed, unsubscribed)
 		}
-		patch.Consents = []event.ConsentPatch{{Channel: channel, Consent: consent}}
+		patch.Consents = []event.ConsentPatch{{Channel: s.name, Consent: consent}}
 	}
-	patch.Locale, patch.TimeZone, patch.AccountID = x.Locale, x.TimeZone, x.AccountID
+	patch.Locale, patch.TimeZone, patch.AccountID = x.locale, x.timeZone, x.accountID
 	return patch, nil
-}
-
-// idOf reads an id: a string, or a number as it is written.
-func idOf(field string, raw json.RawMessage) (string, *Problem) {
-	raw = bytes.TrimSpace(raw)
-	if len(raw) == 0 || string(raw) == "null" {
-		return "", nil
-	}
-	id := ""
-	switch c := raw[0]; {
-	case c == '"':
-		if p := parse(raw, &id); p != nil {
-			return "", problem(field, p.Code, "%s", p.Reason)
-		}
-	case c == '-' || c >= '0' && c <= '9':
-		id = string(raw)
-	default:
-		return "", problem(field, "type", "a string was expected")
-	}
-	if len(id) > maxUserIDBytes {
-		return "", problem(field, "too_long", "the id is longer than %d bytes", maxUserIDBytes)
-	}
-	return id, nil
-}
-
-// values reads properties or traits, each with the type of its JSON value.
-func values(field string, raw map[string]json.RawMessage) ([]event.NamedValue, *Problem) {
-	out := make([]event.NamedValue, 0, len(raw))
-	for name, r := range raw {
-		v, err := event.FromJSON(r)
-		if err != nil {
-			return nil, problem(field+"."+name, "value", "%v", err)
-		}
-		out = append(out, event.NamedValue{Name: name, Value: v})
-	}
-	return event.Sorted(out), nil
 }
 
 // earliest is the first moment at which something can have happened.
@@ -227,34 +229,22 @@ const ahead = 24 * time.Hour
 // its event and its sending is right all the same: happened = received − (sent −
 // happened by its clock). A sender that gives originalTimestamp and timestamp
 // has done this already.
-func (c *call) occurredAt(got receipt) (time.Time, *Problem) {
-	at, given, p := timeOf("timestamp", c.Timestamp)
-	if p != nil {
-		return at, p
-	}
-	original, originalGiven, p := timeOf("originalTimestamp", c.OriginalTimestamp)
-	if p != nil {
-		return at, p
-	}
-	sentAt := c.SentAt
-	if len(sentAt) == 0 {
-		sentAt = got.sentAt
-	}
-	sent, sentGiven, p := timeOf("sentAt", sentAt)
-	if p != nil {
-		return at, p
+func (c *call) occurredAt(got *receipt) (time.Time, *Problem) {
+	at, sent := c.timestamp.at, c.sentAt
+	if !sent.given {
+		sent = got.sentAt
 	}
 	field := "timestamp"
 	switch {
-	case given && originalGiven:
-	case !given && !originalGiven:
+	case c.timestamp.given && c.originalTimestamp.given:
+	case !c.timestamp.given && !c.originalTimestamp.given:
 		at = got.at
 	default:
-		if originalGiven {
-			at, field = original, "originalTimestamp"
+		if c.originalTimestamp.given {
+			at, field = c.originalTimestamp.at, "originalTimestamp"
 		}
-		if sentGiven {
-			at = at.Add(got.at.Sub(sent))
+		if sent.given {
+			at = at.Add(got.at.Sub(sent.at))
 		}
 	}
 	switch {
@@ -266,26 +256,4 @@ func (c *call) occurredAt(got receipt) (time.Time, *Problem) {
 		at = got.at
 	}
 	return at.UTC().Truncate(time.Microsecond), nil
-}
-
-// timeLayouts are ISO 8601's usual forms; without a zone it is UTC.
-var timeLayouts = []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999Z07:00", "2006-01-02 15:04:05.999999999", "2006-01-02"}
-
-func timeOf(field string, raw json.RawMessage) (at time.Time, given bool, p *Problem) {
-	if len(raw) == 0 || string(raw) == "null" {
-		return at, false, nil
-	}
-	var text string
-	if p := parse(raw, &text); p != nil {
-		return at, false, problem(field, "type", "a string such as 2026-05-17T12:00:00.000Z was expected")
-	}
-	if text == "" {
-		return at, false, nil
-	}
-	for _, layout := range timeLayouts {
-		if at, err := time.Parse(layout, text); err == nil {
-			return at, true, nil
-		}
-	}
-	return at, false, problem(field, "value", "%.40q is not a time such as 2026-05-17T12:00:00.000Z", text)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/classify"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
@@ -100,9 +101,10 @@ type share struct {
 	failed     error
 }
 
-func newShare() *share {
+func newShare(classifiers []*classify.Classifier) *share {
 	events, profiles, members := newEventRows(), newProfileRows(), newSegmentMemberRows()
-	inputs, outcomes, engagements := newMessageInputRows(), newOutcomeRows(), newEngagementRows()
+	inputs, outcomes := newMessageInputRows(), newOutcomeRows()
+	engagements := &engagementRows{newEngagementRows(), newLabelRows(classifiers)}
 	imports := &importRows{newImportRows(), &undoneEvents{}}
 	runs := &runRows{newRunRows(), newRunShardRows(), newRunCounterRows()}
 	return &share{
@@ -111,7 +113,7 @@ func newShare() *share {
 			topic.MessageRequestsBulk: inputs, topic.Outcomes: outcomes, topic.Engagements: engagements,
 			topic.Imports: imports, topic.Runs: runs,
 		},
-		facts: []store{events, profiles, members, inputs, outcomes, engagements},
+		facts: []store{events, profiles, members, inputs, outcomes, engagements.table, engagements.labels},
 		books: []store{imports.undone, imports, runs.shards, runs.counters, runs.states},
 	}
 }
@@ -139,6 +141,8 @@ const (
 type Sink struct {
 	source Source
 	into   Database
+	erased *Erased
+	caught func(context.Context) error // erased knows of everybody who was erased when it was called
 	shares []*share
 	// shareRecords is the least that is made a part: leastShare.
 	shareRecords int
@@ -146,10 +150,11 @@ type Sink struct {
 	seconds      *prometheus.HistogramVec
 }
 
-// New returns a sink whose metrics are registered with reg.
-func New(source Source, into Database, reg prometheus.Registerer) *Sink {
+// New returns a sink whose metrics are registered with reg. Hits are labelled by every one
+// of the classifiers, of which the last is the one to go by.
+func New(source Source, into Database, reg prometheus.Registerer, classifiers ...*classify.Classifier) *Sink {
 	s := &Sink{
-		source: source, into: into, shareRecords: leastShare,
+		source: source, into: into, erased: NewErased("", nil), caught: func(context.Context) error { return nil }, shareRecords: leastShare,
 		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sink_rows_total", Help: "Rows inserted into ClickHouse, repeats included.",
 		}, []string{"table"}),
@@ -159,10 +164,16 @@ func New(source Source, into Database, reg prometheus.Registerer) *Sink {
 		}, []string{"table"}),
 	}
 	for range maxShares {
-		s.shares = append(s.shares, newShare())
+		s.shares = append(s.shares, newShare(classifiers))
 	}
 	reg.MustRegister(s.rows, s.seconds)
 	return s
+}
+
+// LeaveOut makes the sink leave out who was erased. It stores no batch until caught has
+// returned, which waits until everybody is known who was erased before it was called.
+func (s *Sink) LeaveOut(erased *Erased, caught func(context.Context) error) {
+	s.erased, s.caught = erased, caught
 }
 
 // Handle inserts a batch, a few inserts per table, and returns its durable prefix:
@@ -174,6 +185,9 @@ func (s *Sink) Handle(ctx context.Context, records []*kgo.Record) (int, error) {
 			sh.forget()
 		}
 	}()
+	if err := s.caught(ctx); err != nil {
+		return 0, fault.Transient(fmt.Errorf("reading who was erased: %w", err))
+	}
 	part := (len(records) + len(shares) - 1) / len(shares)
 	each(shares, func(i int, sh *share) {
 		sh.read, sh.unreadable = s.read(sh, records[min(i*part, len(records)):min((i+1)*part, len(records))])
@@ -232,6 +246,13 @@ func (s *Sink) read(sh *share, records []*kgo.Record) (int, error) {
 		to, ok := sh.readers[name]
 		if !ok {
 			return n, fault.Fatal(fmt.Errorf("the sink has no table for the topic %s", name))
+		}
+		r, err := s.erased.without(s.source, name, r)
+		if r == nil && err == nil {
+			continue
+		}
+		if err != nil {
+			return n, fmt.Errorf("leaving a person out of %s: %w", name, err)
 		}
 		if err := to.read(s.source, name, r); err != nil {
 			return n, fmt.Errorf("making a row of %s/%d at offset %d: %w", name, r.Partition, r.Offset, err)

@@ -9,6 +9,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/admit"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
@@ -61,6 +62,15 @@ func newProfileRows() *table[event.Profile, *event.Profile] {
 				for i := range p.Consents {
 					keys.Append(p.Consents[i].Channel)
 					values.Append(p.Consents[i].Consent)
+				}
+			}),
+			pairs("suppressions", byWord(), func(p *T, keys *clickhouse.Word, values *clickhouse.Text) {
+				for i := range p.Addresses {
+					a := &p.Addresses[i]
+					if reason := admit.SuppressedFor(p, a.Channel, a.Address); reason != "" && a.Address != "" {
+						keys.Append(a.Channel)
+						values.Append(reason)
+					}
 				}
 			}),
 			word("locale", func(p *T) string { return p.Locale }),
@@ -145,6 +155,8 @@ func newEngagementRows() *table[event.Engagement, *event.Engagement] {
 		text("user_agent", func(e *T) string { return e.UserAgent }),
 		text("network", func(e *T) string { return e.Network }),
 		text("referer", func(e *T) string { return e.Referer }),
+		word("purpose", func(e *T) string { return e.Purpose }),
+		integer("latency_ms", func(e *T) int64 { return e.LatencyMs }),
 	})
 }
 
@@ -290,6 +302,9 @@ func newRunRows() *table[event.Run, *event.Run] {
 		maybeMoment("finished_at", func(r *T) *time.Time { return r.State.FinishedAt }),
 		boolean("balanced", func(r *T) bool { return r.State.Balanced }),
 		moment("updated_at", func(r *T) time.Time { return r.State.UpdatedAt }),
+		text("goal_event", func(r *T) string { return r.State.GoalEvent }),
+		integer("goal_within_ms", func(r *T) int64 { return r.State.GoalWithinMs }),
+		text("goal_revenue", func(r *T) string { return r.State.GoalRevenue }),
 	})
 }
 

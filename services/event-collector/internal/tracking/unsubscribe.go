@@ -38,7 +38,7 @@ func show(w http.ResponseWriter, status int, p page) {
 // ask shows the page with the button. Scanners follow every link in a mail: a
 // GET must not unsubscribe.
 func (h *Handler) ask(w http.ResponseWriter, r *http.Request) {
-	if _, ok := h.parse(w, r, token.Unsubscribe, r.PathValue("token")); !ok {
+	if _, ok := h.parse(w, token.Unsubscribe, r.PathValue("token")); !ok {
 		return
 	}
 	show(w, http.StatusOK, page{Title: "Unsubscribe?", Text: "You will not get any more e-mails from us.", Ask: true})
@@ -48,7 +48,7 @@ func (h *Handler) ask(w http.ResponseWriter, r *http.Request) {
 // one-click). The signed link says all there is to say, so the body, urlencoded
 // or multipart, is not asked: a wish to be left alone is not refused for its form.
 func (h *Handler) unsubscribe(w http.ResponseWriter, r *http.Request) {
-	t, ok := h.parse(w, r, token.Unsubscribe, r.PathValue("token"))
+	t, ok := h.parse(w, token.Unsubscribe, r.PathValue("token"))
 	if !ok {
 		return
 	}
@@ -69,6 +69,6 @@ func (h *Handler) unsubscribe(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	crash.At(crash.UnsubscribeAcknowledged)
-	h.hits.WithLabelValues(unsubscribed).Inc()
+	h.counts[unsubscribed].hits.Inc()
 	show(w, http.StatusOK, page{Title: "You are unsubscribed", Text: "You will not get any more e-mails from us. Messages already on their way may still arrive."})
 }

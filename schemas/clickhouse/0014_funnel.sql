@@ -1,0 +1,193 @@
+-- Goals and funnels. A funnel counts messages, so that its numbers are those of the balance; in a bulk run a person has one.
+-- Funnels are kept per run (docs/decisions/20261122-funnels.md): funnel reads what is kept of a run that has not changed since, and counts anew the others.
+
+CREATE VIEW IF NOT EXISTS goal_touches
+(
+    campaign_id String COMMENT 'the campaign',
+    run_id      UUID COMMENT 'the run; filter by it, it is the key',
+    variant     String COMMENT 'content variant; empty while campaigns have one',
+    channel     String COMMENT 'email, …',
+    message_id  UUID COMMENT 'the message',
+    user_id     String COMMENT 'the person',
+    sent_at     DateTime64(6, 'UTC') COMMENT 'when a provider accepted the message',
+    event_id    String COMMENT 'the goal event, unique per person',
+    event       String COMMENT 'its name: the campaign''s goal',
+    occurred_at DateTime64(6, 'UTC') COMMENT 'when the person did it: not before sent_at, and not later than the goal allows',
+    revenue     Nullable(Float64) COMMENT 'the property of the event that the campaign calls revenue; NULL without one that is a number'
+)
+AS SELECT
+    m.campaign_id AS campaign_id, m.run_id AS run_id, m.variant AS variant, m.channel AS channel, m.message_id AS message_id, m.user_id AS user_id,
+    assumeNotNull(m.accepted_at) AS sent_at, e.event_id AS event_id, e.name AS event, e.occurred_at AS occurred_at,
+    multiIf(mapContains(e.prop_float, m.goal_revenue), e.prop_float[m.goal_revenue],
+        mapContains(e.prop_int, m.goal_revenue), toFloat64(e.prop_int[m.goal_revenue]), NULL) AS revenue
+FROM
+(
+    SELECT s.campaign_id AS campaign_id, s.run_id AS run_id, s.variant AS variant, s.channel AS channel, s.message_id AS message_id, s.user_id AS user_id,
+        s.accepted_at AS accepted_at, r.goal_event AS goal_event, r.goal_within_ms AS goal_within_ms, r.goal_revenue AS goal_revenue
+    FROM message_steps AS s
+    INNER JOIN runs AS r ON r.run_id = s.run_id
+    WHERE s.class = 'accepted' AND r.goal_event != '' AND s.run_id IN (SELECT run_id FROM runs WHERE goal_event != '')
+) AS m
+INNER JOIN
+(
+    SELECT user_id, event_id, CAST(name AS String) AS name, occurred_at, prop_float, prop_int
+    FROM events
+    WHERE name IN (SELECT goal_event FROM runs WHERE goal_event != '')
+) AS e ON e.user_id = m.user_id AND e.name = m.goal_event
+WHERE e.occurred_at >= m.accepted_at AND dateDiff('microsecond', assumeNotNull(m.accepted_at), e.occurred_at) <= m.goal_within_ms * 1000
+COMMENT 'Goal events within the window after a message, one row per event and message; conversions says which message was the last.';
+
+CREATE VIEW IF NOT EXISTS conversions
+(
+    campaign_id    String COMMENT 'the campaign',
+    run_id         UUID COMMENT 'the run',
+    variant        String COMMENT 'content variant; empty while campaigns have one',
+    channel        String COMMENT 'email, …',
+    message_id     UUID COMMENT 'the message',
+    user_id        String COMMENT 'the person',
+    sent_at        DateTime64(6, 'UTC') COMMENT 'when a provider accepted the message',
+    event_id       String COMMENT 'the goal event, unique per person',
+    event          String COMMENT 'its name: the campaign''s goal',
+    occurred_at    DateTime64(6, 'UTC') COMMENT 'when the person did it: not before sent_at, and not later than the goal allows',
+    revenue        Nullable(Float64) COMMENT 'the property of the event that the campaign calls revenue; NULL without one that is a number',
+    is_last        Bool COMMENT 'the last touch: of the messages of all campaigns whose window the event is in, the one sent last (of two at one moment, the greater message_id)',
+    complete_until DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
+)
+AS SELECT
+    campaign_id, run_id, variant, channel, message_id, user_id, sent_at, event_id, event, occurred_at, revenue,
+    CAST(row_number() OVER (PARTITION BY user_id, event_id ORDER BY sent_at DESC, message_id DESC) = 1 AS Bool) AS is_last,
+    assumeNotNull((SELECT complete_until FROM freshness)) AS complete_until
+FROM goal_touches AS t
+COMMENT 'Goal events attributed to messages, one row per event and message within the window: all rows are any touch, those with is_last the last touch.';
+
+CREATE VIEW IF NOT EXISTS funnel_now
+(
+    campaign_id String COMMENT 'the campaign',
+    run_id      UUID COMMENT 'the run; filter by it, it is the key',
+    variant     String COMMENT 'content variant; empty while campaigns have one',
+    channel     String COMMENT 'email, …',
+    counts      Array(UInt64) COMMENT 'messages that got so far, in the order of the columns of funnel, from requested'
+)
+AS SELECT campaign_id, run_id, variant, channel, sumForEach(part) AS counts
+FROM
+(
+    SELECT campaign_id, run_id, variant, channel,
+        [countIf(requested_at IS NOT NULL), countIf(rendered_at IS NOT NULL), countIf(accepted_at IS NOT NULL), countIf(delivered_at IS NOT NULL),
+        countIf(opened_at IS NOT NULL), countIf(clicked_at IS NOT NULL), toUInt64(0), countIf(unsubscribed_at IS NOT NULL),
+        countIf(bounced_at IS NOT NULL), countIf(complained_at IS NOT NULL),
+        countIf(opened_machine_at IS NOT NULL), countIf(clicked_machine_at IS NOT NULL),
+        countIf(opened_unknown_at IS NOT NULL), countIf(clicked_unknown_at IS NOT NULL)] AS part
+    FROM messages
+    WHERE excluded_at IS NULL
+    GROUP BY campaign_id, run_id, variant, channel
+    UNION ALL
+    SELECT campaign_id, run_id, variant, channel, [0, 0, 0, 0, 0, 0, uniqExact(message_id)] AS part
+    FROM goal_touches
+    GROUP BY campaign_id, run_id, variant, channel
+)
+GROUP BY campaign_id, run_id, variant, channel
+COMMENT 'Funnels counted from messages, whatever is kept of them; read funnel instead.';
+
+CREATE TABLE IF NOT EXISTS funnel_rows
+(
+    run_id             UUID COMMENT 'the run; zeros in the row that says up to when all runs were looked at',
+    classifier_version UInt32 COMMENT 'version of the classifier that was in force',
+    complete_until     DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted',
+    groups             Array(Tuple(campaign_id String, variant String, channel String, counts Array(UInt64))) COMMENT 'the rows of funnel_now'
+)
+ENGINE = ReplacingMergeTree(complete_until)
+ORDER BY (run_id, classifier_version)
+COMMENT 'Funnels of runs as they were at a moment; read funnel instead.';
+
+CREATE VIEW IF NOT EXISTS funnel_kept
+(
+    run_id             UUID COMMENT 'the run; zeros in the row that says up to when all runs were looked at',
+    classifier_version UInt32 COMMENT 'version of the classifier that was in force',
+    complete_until     DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted',
+    groups             Array(Tuple(campaign_id String, variant String, channel String, counts Array(UInt64))) COMMENT 'the rows of funnel_now'
+)
+AS SELECT run_id, classifier_version, complete_until, groups
+FROM funnel_rows FINAL
+WHERE classifier_version = (SELECT max(version) FROM classifiers WHERE in_force)
+COMMENT 'Funnels of runs as they were at a moment, by the classifier in force; read funnel instead.';
+
+-- A record that lay in Kafka in a transaction may show up to some minutes after its time.
+CREATE VIEW IF NOT EXISTS funnel_stale
+(
+    run_id UUID COMMENT 'the run'
+)
+AS WITH (SELECT max(complete_until) - toIntervalMinute(5) FROM funnel_kept WHERE run_id = toUUID('00000000-0000-0000-0000-000000000000')) AS kept_until
+SELECT run_id FROM message_rows WHERE ingested_at > kept_until
+UNION DISTINCT
+SELECT run_id FROM message_engagement_rows WHERE ingested_at > kept_until
+UNION DISTINCT
+SELECT run_id FROM run_rows WHERE ingested_at > kept_until
+UNION DISTINCT
+SELECT run_id
+FROM runs AS r
+INNER JOIN
+(
+    SELECT CAST(name AS String) AS name, min(occurred_at) AS since, max(occurred_at) AS until
+    FROM event_rows
+    WHERE ingested_at > kept_until
+    GROUP BY name
+) AS e ON e.name = r.goal_event
+WHERE e.until >= r.as_of AND (r.finished_at IS NULL OR e.since <= assumeNotNull(r.finished_at) + toIntervalMillisecond(r.goal_within_ms))
+COMMENT 'Runs of which something came since funnels were last kept.';
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS funnel_rows_from_messages
+REFRESH AFTER 1 MINUTE APPEND TO funnel_rows EMPTY
+AS WITH
+    assumeNotNull((SELECT complete_until FROM freshness)) AS until,
+    (SELECT max(version) FROM classifiers WHERE in_force) AS in_force
+SELECT run_id, toUInt32(in_force) AS classifier_version, until AS complete_until, groups
+FROM
+(
+    SELECT toUUID('00000000-0000-0000-0000-000000000000') AS run_id, CAST([] AS Array(Tuple(campaign_id String, variant String, channel String, counts Array(UInt64)))) AS groups
+    UNION ALL
+    SELECT run_id, groupArray(CAST((campaign_id, variant, channel, counts) AS Tuple(campaign_id String, variant String, channel String, counts Array(UInt64)))) AS groups
+    FROM funnel_now
+    WHERE run_id IN (SELECT run_id FROM funnel_stale) AND run_id != toUUID('00000000-0000-0000-0000-000000000000')
+    GROUP BY run_id
+)
+WHERE until > toDateTime64(0, 3, 'UTC')
+ORDER BY run_id;
+
+CREATE OR REPLACE VIEW funnel
+(
+    campaign_id     String COMMENT 'the campaign',
+    run_id          UUID COMMENT 'the run; filter by it, it is the key',
+    variant         String COMMENT 'content variant; empty while campaigns have one',
+    channel         String COMMENT 'email, …',
+    requested       UInt64 COMMENT 'messages admitted; in a bulk run, and in all columns below, also people',
+    rendered        UInt64 COMMENT 'messages rendered',
+    accepted        UInt64 COMMENT 'messages a provider took',
+    delivered       UInt64 COMMENT 'messages reported delivered; many providers never say',
+    opened          UInt64 COMMENT 'messages opened by a person',
+    clicked         UInt64 COMMENT 'messages of which a person followed a link, opened or not',
+    converted       UInt64 COMMENT 'messages with the campaign''s goal event within its window: any touch',
+    unsubscribed    UInt64 COMMENT 'messages by which somebody unsubscribed',
+    bounced         UInt64 COMMENT 'messages reported undeliverable after a provider had taken them',
+    complained      UInt64 COMMENT 'messages reported as spam',
+    opened_machine  UInt64 COMMENT 'messages opened by a machine, whether a person opened them too or not',
+    clicked_machine UInt64 COMMENT 'messages of which a machine followed a link',
+    opened_unknown  UInt64 COMMENT 'messages opened by who knows whom',
+    clicked_unknown UInt64 COMMENT 'messages of which who knows who followed a link',
+    complete_until  DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
+)
+AS SELECT campaign_id, run_id, variant, channel,
+    counts[1] AS requested, counts[2] AS rendered, counts[3] AS accepted, counts[4] AS delivered, counts[5] AS opened, counts[6] AS clicked, counts[7] AS converted,
+    counts[8] AS unsubscribed, counts[9] AS bounced, counts[10] AS complained, counts[11] AS opened_machine, counts[12] AS clicked_machine,
+    counts[13] AS opened_unknown, counts[14] AS clicked_unknown, assumeNotNull((SELECT complete_until FROM freshness)) AS complete_until
+FROM
+(
+    SELECT g.campaign_id AS campaign_id, run_id, g.variant AS variant, g.channel AS channel, g.counts AS counts
+    FROM funnel_kept
+    ARRAY JOIN groups AS g
+    WHERE run_id NOT IN (SELECT run_id FROM funnel_stale)
+    UNION ALL
+    SELECT campaign_id, run_id, variant, channel, counts
+    FROM funnel_now
+    WHERE run_id IN (SELECT run_id FROM funnel_stale)
+) AS f
+COMMENT 'How many messages got how far, per campaign, run, variant and channel; by people unless the column says otherwise.';

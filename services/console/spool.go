@@ -1,0 +1,163 @@
+package console
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/hikyaku/hikyaku/services/internal/drain"
+	"github.com/hikyaku/hikyaku/services/internal/spool"
+)
+
+func (a *app) spoolCommand() *cobra.Command {
+	const about = `An event-collector that Kafka does not answer in time keeps what it takes in in a spool on its disk, and drains it when Kafka is back. DIR is
+that directory: SPOOL_DIR, or HIKYAKU_DATA/event-collector-INSTANCE/spool. These commands are for the spool of a collector that does not
+come back.`
+	root := &cobra.Command{Use: "spool", Short: "What collectors have taken in and Kafka does not have", Long: about}
+	show := &cobra.Command{Use: "show DIR", Short: "How much is in a spool, and since when", Args: cobra.ExactArgs(1),
+		Long: about + "\n\nshow may be asked at any time, also while a collector uses the spool.",
+		RunE: func(_ *cobra.Command, args []string) error { return a.spoolShown(args[0]) }}
+	drained := &cobra.Command{Use: "drain DIR", Short: "Bring it to Kafka, in order", Args: cobra.ExactArgs(1),
+		Long: about + `
+
+drain brings what is in the spool to Kafka, in order, and remembers how far it has come: stopped or killed it is simply called again, and
+what it may produce twice has the same ids. It is refused (exit code 3) while a collector uses the spool, and for a spool of another
+NAMESPACE. If Kafka takes nothing for --timeout, it gives up; nothing is lost.`,
+		RunE: func(cmd *cobra.Command, args []string) error { return a.spoolDrained(cmd.Context(), args[0]) }}
+	root.AddCommand(show, drained)
+	return root
+}
+
+// shownSpool is what a spool holds.
+type shownSpool struct {
+	Dir       string     `json:"dir"`
+	Namespace string     `json:"namespace"`
+	Records   int64      `json:"records"` // that Kafka does not have
+	Bytes     int64      `json:"bytes"`
+	Oldest    *time.Time `json:"oldest"` // when the first of them was taken in; null if there is none
+}
+
+func look(dir string) (shownSpool, error) {
+	namespace, st, err := spool.Look(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return shownSpool{}, usage("%s is no spool: %v", dir, err)
+	case err != nil:
+		return shownSpool{}, broken("looking into the spool: %w", err)
+	}
+	s := shownSpool{Dir: dir, Namespace: namespace, Records: st.Records, Bytes: st.Bytes}
+	if !st.Oldest.IsZero() {
+		s.Oldest = &st.Oldest
+	}
+	return s, nil
+}
+
+func (a *app) spoolShown(dir string) error {
+	s, err := look(dir)
+	if err != nil {
+		return err
+	}
+	if a.asJSON {
+		return a.printJSON(s)
+	}
+	oldest := "–"
+	if s.Oldest != nil {
+		oldest = moment(*s.Oldest)
+	}
+	a.table([]string{"NAMESPACE", "RECORDS", "BYTES", "OLDEST (UTC)"}, [][]string{{s.Namespace, thousands(s.Records), thousands(s.Bytes), oldest}})
+	return nil
+}
+
+// drainedSpool is what came of draining one.
+type drainedSpool struct {
+	Dir     string  `json:"dir"`
+	Drained int64   `json:"drained"` // records that Kafka has acknowledged
+	Left    int64   `json:"left"`
+	Seconds float64 `json:"seconds"`
+	Error   string  `json:"error,omitempty"`
+}
+
+func (a *app) spoolDrained(ctx context.Context, dir string) error {
+	was, err := look(dir)
+	if err != nil {
+		return err
+	}
+	cfg, err := a.config(ctx)
+	if err != nil {
+		return err
+	}
+	if was.Namespace != cfg.Kafka.Namespace {
+		return usage("the spool holds records of the namespace %s; NAMESPACE is %s", was.Namespace, cfg.Kafka.Namespace)
+	}
+	s, err := spool.Open(spool.Options{Dir: dir, Label: was.Namespace})
+	switch {
+	case errors.Is(err, spool.ErrLocked):
+		return missing("%w: stop the collector, or leave it to it", err)
+	case err != nil:
+		return broken("%w", err)
+	}
+	defer s.Close()
+	began := time.Now()
+	out := drainedSpool{Dir: dir}
+	err = a.drainInto(ctx, s, was.Records, &out)
+	out.Left, out.Seconds = s.Stats().Records, time.Since(began).Seconds()
+	if err != nil {
+		out.Error = err.Error()
+	}
+	switch {
+	case a.asJSON:
+		err = errors.Join(a.printJSON(out), err)
+	case err == nil:
+		fmt.Fprintf(a.out, "Kafka has %s records of %s; nothing is left in it.\n", thousands(out.Drained), dir)
+	}
+	var corrupt *spool.CorruptError
+	switch {
+	case err == nil || ctx.Err() != nil:
+		return err
+	case errors.As(err, &corrupt):
+		return broken("%w (%s records are left)", err, thousands(out.Left))
+	}
+	return missing("%w (%s records are left; call again)", err, thousands(out.Left))
+}
+
+// drainInto brings a spool to Kafka and tells how far it is.
+func (a *app) drainInto(ctx context.Context, s *spool.Spool, of int64, out *drainedSpool) error {
+	if s.Empty() {
+		return nil
+	}
+	c, err := a.kafka(ctx)
+	if err != nil {
+		return err
+	}
+	producer, err := c.Producer(kgo.MaxBufferedRecords(drain.BufferedRecords))
+	if err != nil {
+		return err
+	}
+	defer producer.Close()
+	// Whoever waits wants to know when nothing moves; a client waits for ever.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(a.patience, func() { cancel(missing("Kafka has taken nothing for %s", a.patience)) })
+	defer silence.Stop()
+	_, watched := a.terminal()
+	said := time.Now()
+	for err == nil && !s.Empty() {
+		err = drain.Run(ctx, s, c, producer, func(n int) {
+			silence.Reset(a.patience)
+			out.Drained += int64(n)
+			if every := time.Second; watched && time.Since(said) > every {
+				fmt.Fprintf(a.err, "\r%s of %s records", thousands(out.Drained), thousands(of))
+				said = time.Now()
+			}
+		})
+	}
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause
+	}
+	return err
+}

@@ -1,0 +1,92 @@
+package console
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
+	"github.com/hikyaku/hikyaku/services/internal/spool"
+)
+
+func TestASpoolIsShownAndDrainedOnce(t *testing.T) {
+	t.Parallel()
+	s := &stage{Kafka: kafkatest.Start(t), t: t}
+	cfg := s.Config()
+	s.env = map[string]string{"KAFKA_BROKERS": strings.Join(cfg.Brokers, ","), "SCHEMA_REGISTRY_URL": cfg.RegistryURL, "NAMESPACE": cfg.Namespace}
+	dir := t.TempDir()
+	left, err := spool.Open(spool.Options{Dir: dir, Label: cfg.Namespace, MaxBytes: 1 << 20, SegmentBytes: 2 << 10})
+	require.NoError(t, err)
+	var want []string
+	for i := range 50 {
+		id := fmt.Sprint(i)
+		want = append(want, id)
+		at := time.Date(2026, 5, 17, 12, 0, i, 0, time.UTC)
+		require.NoError(t, left.Append(t.Context(), spool.Entry{Topic: topic.Events, Key: "u", Record: &event.Event{EventID: id, UserID: "u", Name: "x", OccurredAt: at, ReceivedAt: at}}))
+	}
+
+	shown := s.ok("spool", "show", dir, "--json").one(t)
+	require.EqualValues(t, 50, shown["records"])
+	require.Equal(t, cfg.Namespace, shown["namespace"])
+	require.NotNil(t, shown["oldest"])
+	inUse := s.hikyaku("spool", "drain", dir)
+	require.Equal(t, exitMissing, inUse.code)
+	require.Contains(t, inUse.err, "in use")
+	require.NoError(t, left.Close())
+
+	require.Equal(t, exitUsage, s.hikyaku("spool", "drain", t.TempDir()).code, "a directory that is no spool does not become one")
+	s.env["NAMESPACE"] = "another"
+	require.Equal(t, exitUsage, s.hikyaku("spool", "drain", dir).code)
+	s.env["NAMESPACE"] = cfg.Namespace
+
+	var back atomic.Bool
+	s.Fake.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		s.Fake.KeepControl()
+		return nil, errors.New("gone"), !back.Load()
+	})
+	away := s.hikyaku("spool", "drain", dir, "--timeout", "300ms")
+	require.Equal(t, exitMissing, away.code, away.err)
+	require.Contains(t, away.err, "50 records are left")
+	back.Store(true)
+	require.Contains(t, s.ok("spool", "drain", dir).out, "Kafka has 50 records")
+	again := s.ok("spool", "drain", dir, "--json").one(t)
+	require.EqualValues(t, 0, again["drained"])
+	require.EqualValues(t, 0, again["left"])
+	var got []string
+	for _, e := range kafkatest.Consume[event.Event](t, s.Kafka, topic.Events, 50) {
+		got = append(got, e.EventID)
+	}
+	require.Equal(t, want, got)
+	require.EqualValues(t, 0, s.ok("spool", "show", dir, "--json").one(t)["records"])
+}
+
+func TestADamagedSpoolIsNotPassedOver(t *testing.T) {
+	t.Parallel()
+	s := &stage{t: t, env: map[string]string{}}
+	dir := t.TempDir()
+	left, err := spool.Open(spool.Options{Dir: dir, Label: "hikyaku", MaxBytes: 1 << 20})
+	require.NoError(t, err)
+	for range 3 {
+		require.NoError(t, left.Append(t.Context(), spool.Entry{Topic: topic.Events, Key: "u", Record: &event.Event{EventID: "e", UserID: "u", Name: "x"}}))
+	}
+	require.NoError(t, left.Close())
+	files, err := filepath.Glob(filepath.Join(dir, "*.spool"))
+	require.NoError(t, err)
+	b, err := os.ReadFile(files[0])
+	require.NoError(t, err)
+	b[40] ^= 1
+	require.NoError(t, os.WriteFile(files[0], b, 0o600))
+	got := s.hikyaku("spool", "drain", dir)
+	require.Equal(t, exitBroken, got.code, got.err)
+	require.Contains(t, got.err, files[0])
+}

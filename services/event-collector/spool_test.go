@@ -1,0 +1,243 @@
+package collector
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/token"
+	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
+	"github.com/hikyaku/hikyaku/services/internal/spool"
+	"github.com/hikyaku/hikyaku/services/internal/telemetry"
+)
+
+// away makes Kafka lose every produce request while it is true.
+func away(k *kafkatest.Kafka) *atomic.Bool {
+	var gone atomic.Bool
+	k.Fake.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		k.Fake.KeepControl()
+		if gone.Load() {
+			return nil, errors.New("gone"), true
+		}
+		return nil, nil, false
+	})
+	return &gone
+}
+
+// track posts the n-th event of a person and returns the status.
+func (s *site) track(user string, n int) int {
+	s.t.Helper()
+	body := fmt.Sprintf(`{"userId":%q,"event":"x","messageId":"%s-%d","properties":{"n":%d}}`, user, user, n, n)
+	return s.do("POST", "/v1/track", strings.NewReader(body), withKey).StatusCode
+}
+
+// came are the ids of a person's events in the order in which Kafka has them.
+func (s *site) came(user string) (ids []string) {
+	s.t.Helper()
+	for _, r := range s.All(s.t, topic.Events) {
+		var e event.Event
+		s.Decode(s.t, r, &e)
+		if e.UserID == user {
+			ids = append(ids, e.EventID)
+		}
+	}
+	return ids
+}
+
+func firsts(ids []string) (out []string) {
+	seen := map[string]bool{}
+	for _, id := range ids {
+		if !seen[id] {
+			out = append(out, id)
+		}
+		seen[id] = true
+	}
+	return out
+}
+
+func sequence(user string, to int) (out []string) {
+	for n := range to {
+		out = append(out, fmt.Sprintf("%s-%d", user, n))
+	}
+	return out
+}
+
+// status is how Health has a component.
+func (s *site) status(name string) telemetry.ComponentStatus {
+	for _, c := range s.tel.Status().Components {
+		if c.Name == name {
+			return c
+		}
+	}
+	return telemetry.ComponentStatus{}
+}
+
+// durable is a broker that keeps what it has while it is away.
+func durable(t *testing.T) *kafkatest.Kafka {
+	return kafkatest.Start(t, kafkatest.Fake(kfake.DataDir(t.TempDir())))
+}
+
+func TestKafkaAwayIsAnsweredWith200AndNobodyIsOvertaken(t *testing.T) {
+	t.Parallel()
+	s := startIntakeOn(t, durable(t), func(c *Config) { c.Intake.AckTimeout = 50 * time.Millisecond }).started()
+	const people, each = 4, 30
+	var reached [people]atomic.Int64
+	all := func(n int64) func() bool {
+		return func() bool {
+			for p := range people {
+				if reached[p].Load() < n {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	var posting sync.WaitGroup
+	for p := range people {
+		posting.Go(func() {
+			for n := range each {
+				if status := s.track(fmt.Sprintf("u%d", p), n); status != http.StatusOK {
+					t.Errorf("event %d: %d", n, status)
+				}
+				reached[p].Add(1)
+			}
+		})
+	}
+	kafkatest.Eventually(t, all(5), "too slow")
+	back := s.Away(t)
+	kafkatest.Eventually(t, all(20), "nothing is taken while Kafka is away")
+	kafkatest.Eventually(t, func() bool { return s.metric("intake_state", "spooling") == 1 }, "no metric says so")
+	require.Positive(t, s.metric("intake_spool_records", ""))
+	require.Positive(t, s.metric("intake_spool_bytes", ""))
+	require.Empty(t, s.tel.Health.NotReady(), "whoever routes requests must not turn away")
+	require.Contains(t, s.status("spool").Reason, "goes into the spool")
+
+	// Tracking and unsubscribing go the same way.
+	require.Equal(t, http.StatusFound, s.do("GET", "/c/"+s.token(token.Click, target), nil, nil).StatusCode)
+	require.Equal(t, http.StatusOK, s.do("POST", "/u/"+s.token(token.Unsubscribe, ""), strings.NewReader("List-Unsubscribe=One-Click"), nil).StatusCode)
+	require.Zero(t, s.metric("tracking_hits_lost_total", "clicked"))
+
+	back()
+	posting.Wait()
+	s.direct()
+	for p := range people {
+		user := fmt.Sprintf("u%d", p)
+		require.Equal(t, sequence(user, each), firsts(s.came(user)))
+	}
+	require.Len(t, kafkatest.Consume[event.Engagement](t, s.Kafka, topic.Engagements, 2), 2)
+	require.Zero(t, s.metric("intake_spool_records", ""))
+	require.Equal(t, s.metric("intake_spooled_total", ""), s.metric("intake_drained_total", "")+s.metric("intake_skipped_total", ""))
+	require.True(t, s.status("spool").Ready)
+}
+
+func TestWhatKafkaTakesLateIsNotProducedTwice(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, func(c *Config) { c.Intake.AckTimeout = 50 * time.Millisecond }).started()
+	gone := away(s.Kafka)
+	gone.Store(true)
+	for n := range 5 {
+		require.Equal(t, http.StatusOK, s.track("u", n))
+	}
+	gone.Store(false)
+	s.direct()
+	require.Equal(t, http.StatusOK, s.track("u", 5))
+	require.Equal(t, sequence("u", 6), s.came("u"), "each once")
+}
+
+func TestTheSpoolOutlivesItsProcess(t *testing.T) {
+	t.Parallel()
+	k, dir := durable(t), t.TempDir()
+	configure := func(c *Config) { c.Intake.AckTimeout, c.Spool.Dir = 50*time.Millisecond, dir }
+	first := startIntakeOn(t, k, configure).started()
+	back := k.Away(t)
+	for n := range 3 {
+		require.Equal(t, http.StatusOK, first.track("u", n))
+	}
+	first.stop()
+
+	second := startIntakeOn(t, k, configure)
+	require.Equal(t, http.StatusOK, second.track("u", 3), "events are taken from the first second, Kafka or not")
+	require.EqualValues(t, 4, second.metric("intake_spool_records", ""))
+	require.Empty(t, second.tel.Health.NotReady())
+
+	cfg := intakeConfig(k.Config())
+	configure(&cfg)
+	rival, err := New(cfg, kafkatest.Telemetry(t, topic.Collector))
+	require.NoError(t, err)
+	err = rival.Run(t.Context())
+	require.ErrorIs(t, err, spool.ErrLocked)
+	require.Equal(t, fault.ClassTransient, fault.ClassOf(err), "which ends the process with 3")
+
+	back()
+	second.direct()
+	require.Equal(t, http.StatusOK, second.track("u", 4))
+	require.Equal(t, sequence("u", 5), firsts(second.came("u")))
+}
+
+func TestAFullSpoolOrADiskThatFailsIsAnsweredWith503(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, func(c *Config) { c.Intake.AckTimeout, c.Spool.MaxMiB = 50*time.Millisecond, 1 }).started()
+	gone := away(s.Kafka)
+	gone.Store(true)
+	kept := 0
+	batch := func() reply {
+		var b strings.Builder
+		for i := range 20 {
+			fmt.Fprintf(&b, `,{"type":"track","userId":"u","event":"x","messageId":"%d-%d","properties":{"x":"%s"}}`, kept, i, strings.Repeat("x", 10<<10))
+		}
+		return s.do("POST", "/v1/batch", strings.NewReader(`{"batch":[`+b.String()[1:]+`]}`), withKey)
+	}
+	got := batch()
+	for ; got.StatusCode == http.StatusOK; got = batch() {
+		kept++
+	}
+	require.Equal(t, http.StatusServiceUnavailable, got.StatusCode)
+	require.NotEmpty(t, got.Header.Get("Retry-After"))
+	require.False(t, read(t, got).Success)
+	require.Positive(t, kept)
+	gone.Store(false)
+	s.direct()
+	require.Len(t, firsts(s.came("u")), 20*kept, "what was refused is not there, what was taken is")
+
+	gone.Store(true)
+	require.NoError(t, os.RemoveAll(s.spoolDir))
+	require.Equal(t, http.StatusServiceUnavailable, s.track("v", 0))
+	unsubscribe := s.do("POST", "/u/"+s.token(token.Unsubscribe, ""), strings.NewReader("List-Unsubscribe=One-Click"), nil)
+	require.Equal(t, http.StatusServiceUnavailable, unsubscribe.StatusCode)
+	require.NotEmpty(t, unsubscribe.Header.Get("Retry-After"))
+
+	// A person gets to their page all the same, and it is counted.
+	click := s.do("GET", "/c/"+s.token(token.Click, target), nil, nil)
+	require.Equal(t, http.StatusFound, click.StatusCode)
+	require.EqualValues(t, 1, s.metric("tracking_hits_lost_total", "clicked"))
+	gone.Store(false)
+	kafkatest.Eventually(t, func() bool { return s.track("v", 0) == http.StatusOK }, "the intake does not recover")
+}
+
+func TestEventsAreTakenBeforeKafkaIsFound(t *testing.T) {
+	t.Parallel()
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	address := nobody.Addr().String()
+	nobody.Close()
+	s := startIntake(t, func(c *Config) { c.Kafka.Brokers = []string{address} })
+	require.Equal(t, http.StatusOK, s.do("GET", "/healthz", nil, nil).StatusCode)
+	require.Equal(t, http.StatusFound, s.do("GET", "/c/"+s.token(token.Click, target), nil, nil).StatusCode)
+	require.Equal(t, http.StatusOK, s.track("u", 0))
+	kafkatest.Eventually(t, func() bool { return s.status("topics").Reason != "" }, "nobody says that Kafka is away")
+	require.Empty(t, s.tel.Health.NotReady())
+}
