@@ -1,12 +1,5 @@
 -- Runs carry their campaign's goal. message_steps is what became of a message; messages adds what people and machines did with it, which costs a join.
 
-CREATE VIEW IF NOT EXISTS freshness
-(
-    complete_until DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is stored; 1970 if that was never seen'
-)
-AS SELECT toDateTime64(0, 3, 'UTC') AS complete_until
-COMMENT 'Up to which moment everything is stored, one row.';
-
 ALTER TABLE run_rows ADD COLUMN IF NOT EXISTS goal_event String COMMENT 'name of the event that is the campaign''s goal; empty without one' AFTER updated_at,
     ADD COLUMN IF NOT EXISTS goal_within_ms Int64 COMMENT 'so long after a message the goal counts, milliseconds' AFTER goal_event,
     ADD COLUMN IF NOT EXISTS goal_revenue String COMMENT 'property of the goal event that is revenue, or empty' AFTER goal_within_ms;

@@ -92,14 +92,20 @@ func TestFunnelCountsPeopleOfRunsOnly(t *testing.T) {
 	s := newStage(t)
 	run := identity.Run(s.namespace, "hello-all", "one")
 	s.books(run)
-	hit := func(n string, run identity.ID, user, kind string) {
-		s.insert("engagement_rows", row{"engagement_id": identity.Hash(n), "message_id": identity.Message(s.namespace, "hello-all", run.String(), user, ""), "run_id": run,
-			"campaign_id": "hello-all", "user_id": user, "kind": kind, "occurred_at": time.Now()})
+	began := time.Now()
+	hit := func(n string, run identity.ID, user, kind, label string) {
+		message := identity.Message(s.namespace, "hello-all", run.String(), user, "")
+		s.insert("engagement_rows", row{"engagement_id": identity.Hash(n), "message_id": message, "run_id": run,
+			"campaign_id": "hello-all", "user_id": user, "kind": kind, "occurred_at": began.Add(time.Minute)})
+		s.insert("engagement_label_rows", row{"classifier_version": uint32(1), "engagement_id": identity.Hash(n), "message_id": message, "run_id": run,
+			"kind": kind, "label": label, "occurred_at": began.Add(time.Minute)})
 	}
-	hit("1", run, "got", "opened")
-	hit("2", run, "got", "opened")
-	hit("3", run, "got", "clicked")
-	hit("4", identity.ID{}, "tester", "clicked") // a test mail's
+	require.NoError(t, s.conn.Exec(t.Context(), "INSERT INTO classifier_rows (version, put_at) SELECT 1, '2026-01-01 00:00:00'"))
+	hit("1", run, "got", "opened", "human")
+	hit("2", run, "got", "opened", "human")
+	hit("3", run, "got", "clicked", "human")
+	hit("5", run, "got", "clicked", "machine")
+	hit("4", identity.ID{}, "tester", "clicked", "human") // a test mail's
 
 	a := s.ok("funnel", "hello-all", "--json").one(t)
 	require.Equal(t, "hello-all", a["campaign_id"])
@@ -110,11 +116,47 @@ func TestFunnelCountsPeopleOfRunsOnly(t *testing.T) {
 		steps[step["step"].(string)] = step["people"]
 		order = append(order, step["step"])
 	}
-	require.Equal(t, map[string]any{"requested": 4.0, "rendered": 1.0, "accepted": 1.0, "opened": 1.0, "clicked": 1.0, "unsubscribed": 0.0}, steps)
-	require.Equal(t, []any{"requested", "rendered", "accepted", "opened", "clicked", "unsubscribed"}, order)
+	require.Equal(t, map[string]any{"requested": 4.0, "rendered": 1.0, "accepted": 1.0, "delivered": 0.0, "opened": 1.0, "clicked": 1.0, "converted": 0.0, "unsubscribed": 0.0,
+		"bounced": 0.0, "complained": 0.0}, steps)
+	require.Equal(t, []any{"requested", "rendered", "accepted", "delivered", "opened", "clicked", "converted", "unsubscribed", "bounced", "complained"}, order)
 	require.Regexp(t, `(?m)^requested +█{40} +4  100.0 %$`, s.ok("funnel", "hello-all").out)
-	require.Regexp(t, `(?m)^clicked +█{10} +1   25.0 %$`, s.ok("funnel", "hello-all").out)
+	require.Regexp(t, `(?m)^clicked +█{10} +1   25.0 %  and 1 by machines, 0 by who knows whom$`, s.ok("funnel", "hello-all").out)
 	require.Equal(t, exitUsage, s.hikyaku("funnel", "nothing").code)
+	require.Contains(t, s.hikyaku("funnel", "hello-al").err, `did you mean "hello-all"?`)
+	require.Equal(t, "", s.ok("funnel", "hello-all", "--by", "variant", "--json").one(t)["variant"])
+
+	// A funnel of one's own steps.
+	for i, name := range []string{"add_to_cart", "purchase"} {
+		s.insert("event_rows", row{"event_id": name, "user_id": "got", "name": name, "occurred_at": began.Add(time.Duration(2+i) * time.Minute)})
+	}
+	own := func(args ...string) (counts []any) {
+		t.Helper()
+		for _, x := range s.ok(append([]string{"funnel", "--json", "--steps"}, args...)...).one(t)["steps"].([]any) {
+			counts = append(counts, x.(map[string]any)["people"])
+		}
+		return counts
+	}
+	require.Equal(t, []any{1.0, 1.0, 1.0, 1.0}, own("accepted,clicked, add_to_cart,purchase", "hello-all"))
+	require.Equal(t, []any{1.0, 1.0, 1.0, 0.0}, own("accepted,clicked,purchase,add_to_cart", "--by", "variant"))
+	require.Equal(t, []any{1.0, 1.0}, own("add_to_cart,purchase"))
+	require.Equal(t, []any{1.0, 0.0}, own("add_to_cart,purchase", "--within", "59s"))
+	require.Regexp(t, `(?m)^purchase +█{40} +1  100.0 %$`, s.ok("funnel", "--steps", "add_to_cart,purchase").out)
+	for want, args := range map[string][]string{
+		`there is no event "purchased", and it is no step of messages; did you mean "purchase"?`: {"--steps", "accepted,purchased"},
+		`did you mean "clicked"?`:        {"--steps", "clickd,opened"},
+		`did you mean "variant"?`:        {"hello-all", "--by", "varient"},
+		"--within is a whole number":     {"--steps", "accepted,purchase", "--within", "soon"},
+		"2 to 20 steps":                  {"--steps", "accepted"},
+		"an empty step":                  {"--steps", "accepted,,clicked"},
+		"begins with a step of messages": {"hello-all", "--steps", "add_to_cart,purchase"},
+		"this funnel is of people":       {"--steps", "add_to_cart,purchase", "--by", "variant"},
+		"--within belongs to --steps":    {"hello-all", "--within", "7d"},
+		"which campaign?":                {},
+	} {
+		wrong := s.hikyaku(append([]string{"funnel"}, args...)...)
+		require.Equal(t, exitUsage, wrong.code, args)
+		require.Contains(t, wrong.err, want)
+	}
 }
 
 func TestSQLAnswersAsTableAndJSONLines(t *testing.T) {

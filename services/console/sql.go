@@ -16,7 +16,7 @@ import (
 func (a *app) sqlCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "sql QUERY", Short: "Ask ClickHouse; as a table, or with --json as JSON Lines",
-		Long:    "The namespace's database is the default one. Views for people: events, profiles, outcomes, engagements, messages, funnel,\nrun_balance, imports; DESCRIBE TABLE names and explains their columns.",
+		Long:    "The namespace's database is the default one. Views for people: events, profiles, outcomes, engagements, messages, funnel, conversions, links,\ntime_to_open, campaign_daily, cohorts, account_activity, run_balance, imports, freshness; DESCRIBE TABLE names and explains their columns.",
 		Example: "  hikyaku sql 'SELECT * FROM run_balance' --json", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.query(cmd.Context(), args[0]) },
 	}

@@ -70,6 +70,22 @@ func TestComposeFileDescribesThePipeline(t *testing.T) {
 	}
 }
 
+// What a collector has acknowledged while Kafka was away is on its disk and nowhere else; a container's
+// own disk goes with it.
+func TestComposeKeepsTheSpoolOnAVolume(t *testing.T) {
+	t.Parallel()
+	p := composeProject(t)
+	dockerfile, err := os.ReadFile("../../deploy/docker/Dockerfile")
+	require.NoError(t, err)
+	data := regexp.MustCompile(`(?m)^ENV HIKYAKU_DATA=(.+)$`).FindStringSubmatch(string(dockerfile))
+	require.Len(t, data, 2)
+	collector := p.Services["event-collector"]
+	require.NotContains(t, collector.Environment, "HIKYAKU_DATA")
+	require.NotContains(t, collector.Environment, "SPOOL_DIR")
+	kept := slices.ContainsFunc(collector.Volumes, func(v types.ServiceVolumeConfig) bool { return v.Type == "volume" && v.Target == data[1] })
+	require.True(t, kept, "%s is on no volume", data[1])
+}
+
 func TestComposeSetsOnlyWhatIsRead(t *testing.T) {
 	t.Parallel()
 	var help bytes.Buffer

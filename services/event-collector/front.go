@@ -69,7 +69,8 @@ func newFront(cfg Config, tel *telemetry.Telemetry, out *output.Writer) (*front,
 	})
 	mux.Handle("/", intake.NotFound(mux))
 	return &front{addr: cfg.Intake.Addr, drain: cfg.Lifecycle.Drain, log: tel.Log, hooks: hooks, server: &http.Server{
-		Handler: mux,
+		Handler:   mux,
+		ConnState: newConns(cfg.Intake.Connections).changed,
 		// Whoever sends slowly must not hold a connection, or a request's turn, for
 		// long. A full batch over a slow mobile line takes seconds.
 		ReadHeaderTimeout: 5 * time.Second,

@@ -61,6 +61,21 @@ func TestTheLabelledHits(t *testing.T) {
 	}
 }
 
+// docs/classifier.md tells every rule of the newest version, in order.
+func TestEveryRuleIsExplained(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile(filepath.Join("..", "..", "..", "docs", "classifier.md"))
+	require.NoError(t, err)
+	var told []string
+	for line := range strings.Lines(string(page)) {
+		if name, ok := strings.CutPrefix(line, "| `"); ok && strings.Count(line, " | ") == 2 {
+			name, _, _ = strings.Cut(name, "`")
+			told = append(told, name)
+		}
+	}
+	require.Equal(t, ours(t).Rules(), told)
+}
+
 // What a version says must not depend on when it was asked: a changed rule is a new
 // version, and what people read is restated, not rewritten.
 func TestChangedRulesAreANewVersion(t *testing.T) {

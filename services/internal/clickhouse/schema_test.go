@@ -202,7 +202,8 @@ func history(rng *rand.Rand, run uuid.UUID, people int) (rows []tableRow) {
 func TestRepetitionOrderAndCutOfInsertsChangeNoView(t *testing.T) {
 	t.Parallel()
 	once, again := clickhousetest.Open(t), clickhousetest.Open(t)
-	all := views(t, once)
+	// What is kept of funnels, and of which runs, is a matter of time; what funnel says is not.
+	all := slices.DeleteFunc(views(t, once), func(view string) bool { return view == "funnel_kept" || view == "funnel_stale" })
 	if len(all) < 13 {
 		t.Fatalf("only the views %v", all)
 	}
@@ -225,7 +226,7 @@ func TestRepetitionOrderAndCutOfInsertsChangeNoView(t *testing.T) {
 	before := map[string][]string{}
 	for _, view := range all {
 		a, b := dump(t, once, view), dump(t, again, view)
-		if len(a) == 0 && view != "funnel_kept" { // by a refresh alone: TestWhatAnalystsReadIsWhatTheRecordsSay
+		if len(a) == 0 {
 			t.Fatalf("%s is empty: nothing was compared", view)
 		}
 		if !slices.Equal(a, b) {

@@ -112,13 +112,14 @@ func TestWhoWaitsTogetherIsSyncedTogether(t *testing.T) {
 	t.Parallel()
 	syncs, hold := 0, make(chan struct{})
 	s := open(t, Options{Dir: t.TempDir(), sync: func(f *os.File) error {
-		if syncs++; syncs == 1 {
+		if syncs++; syncs == 3 { // that of the segment, that of the first batch
 			<-hold
 		}
 		return f.Sync()
 	}})
+	fill(t, s, 0, 1)
 	var tickets []*Ticket
-	for i := range 1000 {
+	for i := 1; i < 1000; i++ {
 		e := []Entry{at(i)}
 		b, err := Encode(nil, e)
 		require.NoError(t, err)
@@ -128,13 +129,16 @@ func TestWhoWaitsTogetherIsSyncedTogether(t *testing.T) {
 	}
 	waiting, cancel := context.WithCancel(t.Context())
 	cancel()
-	require.ErrorIs(t, tickets[0].Wait(waiting), context.Canceled, "before it is synced nobody is told so")
-	require.True(t, s.Stats().Records == 0 && !s.Empty())
+	for range 20 { // of two things that are so, select takes any
+		require.ErrorIs(t, tickets[0].Wait(waiting), context.Canceled, "before it is synced nobody is told so")
+	}
+	require.EqualValues(t, 1, s.Stats().Records)
+	require.False(t, s.Empty())
 	close(hold)
 	for _, ticket := range tickets {
 		require.NoError(t, ticket.Wait(t.Context()))
 	}
-	require.LessOrEqual(t, syncs, 4)
+	require.LessOrEqual(t, syncs, 5)
 	got, _ := ids(t, s)
 	require.Equal(t, numbers(0, 1000), got)
 }

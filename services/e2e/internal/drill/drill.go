@@ -44,6 +44,7 @@ const help = `drill sends a campaign to 50,000 people (to an outbox: nothing lea
                                              outcome: the drill must fail and name who was hit twice
   scripts/drill --seed 42                    the same people, victims and shares of the run again
   scripts/drill --people 5000 --kills 5      under a minute
+  scripts/drill intake                       another drill: events, a broker that is away and a collector that is killed; -h teaches
 
 Meanwhile people join over HTTP and by files dropped into S3, unsubscribe and click. A kill is SIGKILL; the victim is started again at
 once. A pause is SIGSTOP for the session timeout and 4 s, then SIGCONT. Moments are shares of the audience that is settled, drawn from

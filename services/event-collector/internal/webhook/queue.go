@@ -75,7 +75,7 @@ func (h *Handler) receive(ctx context.Context, messages []types.Message) error {
 		m := &messages[i]
 		v := h.decideQueued(aws.ToString(m.MessageId), []byte(aws.ToString(m.Body)), now)
 		if v.note != "" {
-			h.Log.Warn("a message of the queue of SES", "sqs_message_id", aws.ToString(m.MessageId), "result", v.result, "note", v.note)
+			h.Log.Warn("what a provider delivered needs a look", "source", sourceSES, "sqs_message_id", aws.ToString(m.MessageId), "result", v.result, "note", v.note)
 		}
 		all.entries, results[i] = append(all.entries, v.entries...), v.result
 		done[i] = types.DeleteMessageBatchRequestEntry{Id: nameOf(i), ReceiptHandle: m.ReceiptHandle}

@@ -325,6 +325,7 @@ func TestForgedSNSIsRefused(t *testing.T) {
 		"a bucket of AWS":                {cert("https://sns.eu-central-1.s3.amazonaws.com/x.pem"), 401, false},
 		"http":                           {cert("http://sns.eu-central-1.amazonaws.com/x.pem"), 401, false},
 		"a user":                         {cert("https://sns.eu-central-1.amazonaws.com@evil.example/x.pem"), 401, false},
+		"a user of SNS":                  {cert("https://evil@sns.eu-central-1.amazonaws.com/x.pem"), 401, false},
 		"a port":                         {cert("https://sns.eu-central-1.amazonaws.com:8443/x.pem"), 401, false},
 		"a query":                        {cert(host + "/x.pem?redirect=evil"), 401, false},
 		"another page":                   {cert(host + "/x.txt"), 401, false},

@@ -39,6 +39,7 @@ func TestStandardWebhooksExampleVerifies(t *testing.T) {
 	require.True(t, signed(sources["acme"], "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", []string{"v1a,AAAA v1,AAAA " + signature}, body), "among others")
 	require.False(t, signed(sources["acme"], "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265331", []string{signature}, body))
 	require.False(t, signed(sources["acme"], "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", []string{strings.Replace(signature, "v1,", "v2,", 1)}, body))
+	require.False(t, signed(sources["acme"], "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", []string{strings.TrimPrefix(signature, "v1,")}, body), "of no version")
 }
 
 func (d *desk) report(kind, more string) []byte {

@@ -61,11 +61,15 @@ type Handler struct {
 }
 
 // concurrency is how many deliveries are worked on at once, each with up to
-// maxBytes in memory.
-const concurrency = 16
+// maxBytes in memory. Who they are is known only when they are read, so reading one
+// takes no longer than readWithin.
+const (
+	concurrency = 128
+	readWithin  = 5 * time.Second
+)
 
 // maxBytes is the largest body: SNS carries 256 KiB, which escaping may double.
-const maxBytes = 1 << 20
+const maxBytes = 512 << 10
 
 // What became of a delivery.
 const (
@@ -151,7 +155,7 @@ func (h *Handler) route(of func(*http.Request) (source string, _ decide)) http.H
 		}
 		h.results.WithLabelValues(source, v.result).Inc()
 		if v.note != "" {
-			h.Log.Warn("a webhook", "source", source, "result", v.result, "note", v.note)
+			h.Log.Warn("what a provider delivered needs a look", "source", source, "result", v.result, "note", v.note)
 		}
 		if status == http.StatusServiceUnavailable {
 			w.Header().Set("Retry-After", "30")
@@ -166,12 +170,15 @@ func (h *Handler) route(of func(*http.Request) (source string, _ decide)) http.H
 
 // serve takes a delivery in. Its error is a *refusal.
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request, source string, do decide) (verdict, error) {
+	turn, cancel := context.WithTimeout(r.Context(), h.AckTimeout/2)
+	defer cancel()
 	select {
 	case h.slots <- struct{}{}:
 		defer func() { <-h.slots }()
-	default:
+	case <-turn.Done():
 		return verdict{}, away("too many deliveries at once")
 	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(readWithin)) // without one it is the server's
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBytes))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		return verdict{}, &refusal{http.StatusRequestEntityTooLarge, resultInvalid, "the body is larger than " + strconv.Itoa(maxBytes) + " bytes"}
@@ -180,8 +187,8 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, source string, d
 		return verdict{}, invalid("the body ends early")
 	}
 	// The provider may hang up: what it said is taken in all the same.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), h.AckTimeout)
-	defer cancel()
+	ctx, stop := context.WithTimeout(context.WithoutCancel(r.Context()), h.AckTimeout)
+	defer stop()
 	v, err := do(ctx, r.Header, body, h.now().UTC().Truncate(time.Microsecond))
 	if err != nil {
 		return verdict{}, err
@@ -218,8 +225,7 @@ func kindOf(e *output.Entry) string {
 // park is what an authentic delivery becomes that nobody can use: its sender has
 // done what it could, and repeating it would change nothing (I2).
 func park(source, id, userID string, body []byte, now time.Time, reason string) verdict {
-	const maxKeptBytes = 512 << 10
 	return verdict{result: resultParked, note: reason, entries: []output.Entry{{Topic: topic.DeadLettersCollector, Key: id, Record: &event.DeadLetter{
-		Service: topic.Collector, Topic: "webhook." + source, Key: []byte(id), Value: body[:min(len(body), maxKeptBytes)], Reason: reason,
+		Service: topic.Collector, Topic: "webhook." + source, Key: []byte(id), Value: body, Reason: reason,
 		ParkedAt: now, ProducedAt: now, UserID: userID}}}}
 }

@@ -188,7 +188,7 @@ func (c *Crowd) fetch(ctx context.Context, method, address, form string, good fu
 		if err != nil {
 			return err
 		}
-		req.Header.Set("User-Agent", "hikyaku-demo-reader")
+		req.Header.Set("User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0")
 		if form != "" {
 			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		}
