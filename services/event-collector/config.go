@@ -83,6 +83,7 @@ const InsecureWriteKey = "dev"
 // IntakeConfig is how the collector takes in what comes over HTTP.
 type IntakeConfig struct {
 	Addr         string        `env:"COLLECTOR_ADDR, default=127.0.0.1:8080" unit:"host:port" help:"where /v1, /c, /o and /u are served; TRACKING_URL must lead there"`
+	Connections  int           `env:"COLLECTOR_CONNECTIONS, default=4096" unit:"connections" help:"at most this many are open at COLLECTOR_ADDR; one more closes the one that has been at rest for longest"`
 	WriteKeys    config.Secret `env:"WRITE_KEYS, default=dev" help:"who may send events: one key, or several as name:key,name:key:scope+scope; the name stands in the records; the scopes are events and profiles, both if none is given"`
 	WriteKeyRate float64       `env:"WRITE_KEY_RATE, default=0" unit:"events/s" help:"what each write key may send on the average, a second's worth at once; beyond it 429; 0 is no limit"`
 	Origins      []string      `env:"INTAKE_ORIGINS, default=*" unit:"https://host" help:"the web pages that may send events, several with commas; * is all, as write keys in pages are public; off is none"`
@@ -103,6 +104,8 @@ func (c IntakeConfig) Validate() error {
 		return config.Invalid("INTAKE_ORIGINS", strings.Join(c.Origins, ","), "origins such as https://shop.example, or *, or off")
 	case c.Concurrency < 1:
 		return config.Invalid("INTAKE_CONCURRENCY", c.Concurrency, "a number of requests above 0")
+	case c.Connections < 1:
+		return config.Invalid("COLLECTOR_CONNECTIONS", c.Connections, "a number of connections above 0")
 	case c.MemoryMiB < 1:
 		return config.Invalid("INTAKE_MEMORY_MIB", c.MemoryMiB, "a number of MiB above 0")
 	case c.WriteKeyRate < 0:

@@ -53,7 +53,7 @@ type site struct {
 func intakeConfig(k kafka.Config) Config {
 	return Config{Kafka: k, Roles: []string{RoleIntake},
 		Tracking: render.Config{URL: "http://127.0.0.1", Secret: "a secret for these tests", KeyID: "1"},
-		Intake:   IntakeConfig{Addr: "127.0.0.1:0", WriteKeys: "web:k1,app:k2", AckTimeout: 5 * time.Second, HitTimeout: time.Second, Concurrency: 8, MemoryMiB: 4, Origins: []string{"*"}},
+		Intake:   IntakeConfig{Addr: "127.0.0.1:0", WriteKeys: "web:k1,app:k2", AckTimeout: 5 * time.Second, HitTimeout: time.Second, Concurrency: 8, MemoryMiB: 4, Connections: 100, Origins: []string{"*"}},
 		Spool:    SpoolConfig{MaxMiB: 64}, Hits: HitsConfig{Address: "truncated"}}
 }
 
@@ -668,6 +668,36 @@ func TestASlowSenderTakesNobodysTurn(t *testing.T) {
 	require.Equal(t, http.StatusOK, (<-ended).StatusCode)
 }
 
+func TestManyWhoSendSlowlyKeepNobodyOut(t *testing.T) {
+	t.Parallel()
+	s := startIntake(t, func(c *Config) { c.Intake.Connections = 20 }).started()
+	send := func() {
+		require.Equal(t, http.StatusOK, s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u","event":"x"}`), withKey).StatusCode)
+		require.Equal(t, http.StatusFound, s.do("GET", "/c/"+s.token(token.Click, target), nil, nil).StatusCode)
+	}
+	var first net.Conn
+	for i := range 100 { // each begins a request, or says nothing at all
+		c, err := net.Dial("tcp", strings.TrimPrefix(s.base, "http://"))
+		require.NoError(t, err)
+		defer c.Close()
+		if i%2 == 0 {
+			_, err = io.WriteString(c, "POST /v1/track HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+			require.NoError(t, err)
+		}
+		if first == nil {
+			first = c
+		}
+		if i%5 == 0 {
+			send()
+		}
+	}
+	send()
+	require.NoError(t, first.SetReadDeadline(time.Now().Add(kafkatest.Patience)))
+	_, err := first.Read(make([]byte, 1))
+	require.Error(t, err)
+	require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "the first of them is closed")
+}
+
 func TestSlowSendersOfMuchGiveWayToOthers(t *testing.T) {
 	t.Parallel()
 	s := startIntake(t, func(c *Config) { c.Intake.MemoryMiB = 1; c.Intake.AckTimeout = 20 * time.Second }).started()
@@ -764,6 +794,7 @@ func TestSettings(t *testing.T) {
 		{map[string]string{"INTAKE_ACK_TIMEOUT": "0s"}, "INTAKE_ACK_TIMEOUT"},
 		{map[string]string{"INTAKE_CONCURRENCY": "0"}, "INTAKE_CONCURRENCY"},
 		{map[string]string{"INTAKE_MEMORY_MIB": "0"}, "INTAKE_MEMORY_MIB"},
+		{map[string]string{"COLLECTOR_CONNECTIONS": "0"}, "COLLECTOR_CONNECTIONS"},
 		{map[string]string{"INTAKE_ORIGINS": "shop.example"}, "INTAKE_ORIGINS"},
 		{map[string]string{"WRITE_KEY_RATE": "-1"}, "WRITE_KEY_RATE"},
 		{map[string]string{"WRITE_KEYS": "a:b:admin"}, "WRITE_KEYS"},

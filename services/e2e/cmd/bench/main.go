@@ -25,8 +25,15 @@ type result struct {
 	Ceiling    *float64 `json:"ceiling"` // null where what measures it is not installed
 	CeilingOf  string   `json:"ceiling_of"`
 	Ratio      *float64 `json:"ratio"`
-	PeakRSSMiB float64  `json:"peak_rss_mib"` // of all processes together; for import and export of the importer, for sink of the collector
-	Commit     string   `json:"commit,omitempty"`
+	PeakRSSMiB float64  `json:"peak_rss_mib"` // of all processes together; for import, export, intake and sink of the one that is measured
+
+	// Of intake only.
+	Singles    float64 `json:"singles,omitempty"`      // requests/s with one event each
+	Clicks     float64 `json:"clicks,omitempty"`       // requests/s
+	P99Ms      float64 `json:"p99_ms,omitempty"`       // of single events at half of the highest rate
+	BatchP99Ms float64 `json:"batch_p99_ms,omitempty"` // of batches at half of the highest rate
+
+	Commit string `json:"commit,omitempty"`
 
 	// Also is what else was measured in the same run, each with its own ceiling.
 	Also []*result `json:"also,omitempty"`
@@ -47,6 +54,7 @@ var benchmarks = map[string]struct {
 	"codec":    {"encode and decode a message request of 12 attributes", codec},
 	"campaign": {"a campaign end to end, every process counted", campaign},
 	"export":   {"profiles in ClickHouse to files on S3", exportsBench},
+	"intake":   {"events and clicks over HTTP to acknowledged records", intakeBench},
 	"import":   {"a file on S3 to committed records, one import and several at once", imports},
 	"sink":     {"full topics to rows in ClickHouse: events, then outcomes with messages kept", sinkBench},
 }

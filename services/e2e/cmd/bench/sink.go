@@ -116,15 +116,15 @@ type insertColumn struct {
 }
 
 var sinkKinds = map[string]sinkKind{
-	"events":   {topic.Events, "event_rows", "events", 1, benchEvent, eventColumns},
-	"outcomes": {topic.Outcomes, "outcome_rows", "messages", 2, benchOutcome, outcomeColumns},
+	"events":   {topic.Events, "event_rows", "events", 1, sinkEvent, eventColumns},
+	"outcomes": {topic.Outcomes, "outcome_rows", "messages", 2, sinkOutcome, outcomeColumns},
 }
 
 var sinkNoon = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
 
 func benchUser(i int) string { return "user-" + strconv.Itoa(i*7919%1_000_003) }
 
-func benchEvent(i int) (string, event.Record) {
+func sinkEvent(i int) (string, event.Record) {
 	at := sinkNoon.Add(time.Duration(i) * time.Millisecond)
 	return benchUser(i), &event.Event{
 		EventID: "event-" + strconv.Itoa(i), UserID: benchUser(i), Name: benchNames[i%len(benchNames)], OccurredAt: at, ReceivedAt: at.Add(time.Second), Source: "api:web",
@@ -141,8 +141,8 @@ var (
 	benchHash  = bytes.Repeat([]byte{7}, 32)
 )
 
-// benchOutcome is what a renderer says of a message, and then a sender.
-func benchOutcome(i int) (string, event.Record) {
+// sinkOutcome is what a renderer says of a message, and then a sender.
+func sinkOutcome(i int) (string, event.Record) {
 	user := "user-" + strconv.Itoa(i/2)
 	message := identity.Message("bench", "autumn", benchRun.String(), user, "")
 	o := &event.Outcome{MessageID: message, RunID: benchRun, CampaignID: "autumn", Lane: "bulk", UserID: user, Channel: "email", Outcome: "rendered", OccurredAt: sinkNoon.Add(time.Duration(i) * time.Millisecond)}
@@ -247,7 +247,7 @@ func eventColumns(from, n int, place func(i int) (int32, int64)) []insertColumn 
 func outcomeColumns(from, n int, place func(i int) (int32, int64)) []insertColumn {
 	recs := make([]*event.Outcome, n)
 	for i := range recs {
-		_, rec := benchOutcome(from + i)
+		_, rec := sinkOutcome(from + i)
 		recs[i] = rec.(*event.Outcome)
 	}
 	text := func(name string, of func(o *event.Outcome) string) insertColumn {

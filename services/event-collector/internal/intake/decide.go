@@ -134,8 +134,9 @@ func decide(out []output.Entry, c *call, kind string, got *receipt) ([]output.En
 		// Whom an account's traits belong to is the account, for which there is no
 		// table yet: they are kept with the event.
 		e.Properties = with(c.traits, "group_id", c.groupID)
+		account := c.groupID // the call's own memory is used again, the record may be kept
 		out = append(out, output.Entry{Topic: topic.ProfileUpdates, Key: userID, Record: &event.ProfilePatch{
-			UserID: userID, OccurredAt: occurredAt, SetAt: got.at, SetBy: got.source, AccountID: &c.groupID}})
+			UserID: userID, OccurredAt: occurredAt, SetAt: got.at, SetBy: got.source, AccountID: &account}})
 	}
 	return append(out, output.Entry{Topic: topic.Events, Key: userID, Record: e}), nil
 }

@@ -126,6 +126,32 @@ func TestPagesScreensAndGroups(t *testing.T) {
 	}
 }
 
+// A writer may keep records for long after their request was answered.
+func TestRecordsOutliveTheirRequest(t *testing.T) {
+	t.Parallel()
+	const body = `{"batch":[{"type":"group","userId":"u","groupId":"acme","traits":{"a":"x","b":[1]}},{"type":"track","userId":"u","event":"e","properties":{"c":"y"}},
+		{"type":"identify","userId":"u","traits":{"email":"a@example.test"},"context":{"hikyaku":{"account_id":"acme","locale":"ja"}}},{"type":"dance"}]}`
+	bytes := func(entries []output.Entry) (out []string) {
+		for _, e := range entries {
+			out = append(out, e.Key+" "+string(e.Record.AppendAvro(nil)))
+		}
+		return out
+	}
+	var r request
+	r.readBatch(body)
+	entries, a := (&Handler{}).decide(&r, batch, got())
+	require.Equal(t, 3, a.Accepted)
+	require.Len(t, entries, 5)
+	before := bytes(entries)
+	calls := r.calls
+	r.values = r.values[:cap(r.values)]
+	r.release()
+	for i := range calls { // as the next request would
+		calls[i] = call{groupID: "other", userID: "other", event: "other"}
+	}
+	require.Equal(t, before, bytes(entries))
+}
+
 func TestAKeySendsWhatItsScopesAllow(t *testing.T) {
 	t.Parallel()
 	for kind, needs := range map[string]string{"track": "events", "page": "events", "screen": "events", "identify": "profiles", "group": "events+profiles"} {

@@ -134,7 +134,7 @@ const (
 	// inserted, ClickHouse and this process are both at work, each with one core.
 	maxShares = 2
 	// leastShare is how many records are worth a part: each makes an insert of its own.
-	leastShare = 5000
+	leastShare = 20_000
 )
 
 // Sink is the handler of the sink's Effect loop, for one goroutine.
