@@ -489,7 +489,7 @@ func (b *intakeRun) table(ceiling float64) {
 	for _, name := range b.order {
 		t := b.best[name]
 		ratio := ""
-		if name == "batches" {
+		if name == "batches" && ceiling > 0 {
 			ratio = fmt.Sprintf("%.2f", t.rate/ceiling)
 		}
 		fmt.Fprintf(w, "%-14s %10.0f %8s %9.2f %9.2f %18.2f %18.2f %6.0f, then %4.0f\n", name, t.rate, ratio, ms(t.p50), ms(t.p99), t.collector, t.embedded, t.begin, t.ended)
