@@ -150,7 +150,7 @@ rules:
 		"near machine":  {UserAgent: "X", Network: "10.1.7.0/24", LatencyMs: -1},
 		"near machine ": {UserAgent: "X", Network: "10.1.7.9", LatencyMs: -1},
 		"near  machine": {UserAgent: "X", Network: "2001:db8:1::/48", LatencyMs: -1},
-		"x human":       {UserAgent: "X", Network: "10.0.0.0/8", LatencyMs: -1}, // not all of it lies within
+		"x human":       {UserAgent: "X", Network: "10.1.0.0/12", LatencyMs: -1}, // not all of it lies within
 		"x  human":      {UserAgent: "X", Network: "hashed:00", LatencyMs: -1},
 		"quick machine": {UserAgent: "X", Kind: "clicked", LatencyMs: 1999},
 		"x human ":      {UserAgent: "X", Kind: "clicked", LatencyMs: 2000},
