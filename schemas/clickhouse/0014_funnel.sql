@@ -24,15 +24,19 @@ FROM
 (
     SELECT s.campaign_id AS campaign_id, s.run_id AS run_id, s.variant AS variant, s.channel AS channel, s.message_id AS message_id, s.user_id AS user_id,
         s.accepted_at AS accepted_at, r.goal_event AS goal_event, r.goal_within_ms AS goal_within_ms, r.goal_revenue AS goal_revenue
-    FROM message_steps AS s
-    INNER JOIN runs AS r ON r.run_id = s.run_id
-    WHERE s.class = 'accepted' AND r.goal_event != '' AND s.run_id IN (SELECT run_id FROM runs WHERE goal_event != '')
+    FROM
+    (
+        SELECT campaign_id, run_id, variant, channel, message_id, user_id, accepted_at
+        FROM message_rows FINAL
+        WHERE excluded_at IS NULL AND accepted_at IS NOT NULL AND run_id IN (SELECT run_id FROM run_rows FINAL WHERE goal_event != '')
+    ) AS s
+    INNER JOIN (SELECT run_id, goal_event, goal_within_ms, goal_revenue FROM run_rows FINAL WHERE goal_event != '') AS r ON r.run_id = s.run_id
 ) AS m
 INNER JOIN
 (
     SELECT user_id, event_id, CAST(name AS String) AS name, occurred_at, prop_float, prop_int
-    FROM events
-    WHERE name IN (SELECT goal_event FROM runs WHERE goal_event != '')
+    FROM event_rows FINAL
+    WHERE name IN (SELECT goal_event FROM run_rows FINAL WHERE goal_event != '')
 ) AS e ON e.user_id = m.user_id AND e.name = m.goal_event
 WHERE e.occurred_at >= m.accepted_at AND dateDiff('microsecond', assumeNotNull(m.accepted_at), e.occurred_at) <= m.goal_within_ms * 1000
 COMMENT 'Goal events within the window after a message, one row per event and message; conversions says which message was the last.';
@@ -71,14 +75,19 @@ CREATE VIEW IF NOT EXISTS funnel_now
 AS SELECT campaign_id, run_id, variant, channel, sumForEach(part) AS counts
 FROM
 (
-    SELECT campaign_id, run_id, variant, channel,
-        [countIf(requested_at IS NOT NULL), countIf(rendered_at IS NOT NULL), countIf(accepted_at IS NOT NULL), countIf(delivered_at IS NOT NULL),
-        countIf(opened_at IS NOT NULL), countIf(clicked_at IS NOT NULL), toUInt64(0), countIf(unsubscribed_at IS NOT NULL),
-        countIf(bounced_at IS NOT NULL), countIf(complained_at IS NOT NULL),
-        countIf(opened_machine_at IS NOT NULL), countIf(clicked_machine_at IS NOT NULL),
-        countIf(opened_unknown_at IS NOT NULL), countIf(clicked_unknown_at IS NOT NULL)] AS part
-    FROM messages
-    WHERE excluded_at IS NULL
+    SELECT m.campaign_id AS campaign_id, m.run_id AS run_id, m.variant AS variant, m.channel AS channel,
+        [countIf(m.requested_at IS NOT NULL), countIf(m.rendered_at IS NOT NULL), countIf(m.accepted_at IS NOT NULL), countIf(m.delivered_at IS NOT NULL),
+        countIf(e.opened_at IS NOT NULL), countIf(e.clicked_at IS NOT NULL), toUInt64(0), countIf(m.unsubscribed_at IS NOT NULL),
+        countIf(m.bounced_at IS NOT NULL), countIf(m.complained_at IS NOT NULL),
+        countIf(e.opened_machine_at IS NOT NULL), countIf(e.clicked_machine_at IS NOT NULL),
+        countIf(e.opened_unknown_at IS NOT NULL), countIf(e.clicked_unknown_at IS NOT NULL)] AS part
+    FROM
+    (
+        SELECT campaign_id, run_id, message_id, variant, channel, requested_at, rendered_at, accepted_at, delivered_at, unsubscribed_at, bounced_at, complained_at
+        FROM message_rows FINAL
+        WHERE excluded_at IS NULL
+    ) AS m
+    LEFT JOIN message_engagement AS e ON e.run_id = m.run_id AND e.message_id = m.message_id
     GROUP BY campaign_id, run_id, variant, channel
     UNION ALL
     SELECT campaign_id, run_id, variant, channel, [0, 0, 0, 0, 0, 0, uniqExact(message_id)] AS part
@@ -86,6 +95,7 @@ FROM
     GROUP BY campaign_id, run_id, variant, channel
 )
 GROUP BY campaign_id, run_id, variant, channel
+SETTINGS join_algorithm = 'full_sorting_merge,hash'
 COMMENT 'Funnels counted from messages, whatever is kept of them; read funnel instead.';
 
 CREATE TABLE IF NOT EXISTS funnel_rows
@@ -108,7 +118,7 @@ CREATE VIEW IF NOT EXISTS funnel_kept
 )
 AS SELECT run_id, classifier_version, complete_until, groups
 FROM funnel_rows FINAL
-WHERE classifier_version = (SELECT max(version) FROM classifiers WHERE in_force)
+WHERE classifier_version = (SELECT argMax(version, (put_at, version)) FROM classifier_rows)
 COMMENT 'Funnels of runs as they were at a moment, by the classifier in force; read funnel instead.';
 
 -- A record that lay in Kafka in a transaction may show up to some minutes after its time.
@@ -124,7 +134,7 @@ UNION DISTINCT
 SELECT run_id FROM run_rows WHERE ingested_at > kept_until
 UNION DISTINCT
 SELECT run_id
-FROM runs AS r
+FROM (SELECT run_id, as_of, finished_at, goal_event, goal_within_ms FROM run_rows FINAL WHERE goal_event != '') AS r
 INNER JOIN
 (
     SELECT CAST(name AS String) AS name, min(occurred_at) AS since, max(occurred_at) AS until
@@ -139,7 +149,7 @@ CREATE MATERIALIZED VIEW IF NOT EXISTS funnel_rows_from_messages
 REFRESH AFTER 1 MINUTE APPEND TO funnel_rows EMPTY
 AS WITH
     assumeNotNull((SELECT complete_until FROM freshness)) AS until,
-    (SELECT max(version) FROM classifiers WHERE in_force) AS in_force
+    (SELECT argMax(version, (put_at, version)) FROM classifier_rows) AS in_force
 SELECT run_id, toUInt32(in_force) AS classifier_version, until AS complete_until, groups
 FROM
 (

@@ -143,7 +143,9 @@ func TestAPreviewIsTheMessage(t *testing.T) {
 	require.Equal(t, string(mail.MIME), p["source"])
 	require.Equal(t, string(mail.HTML), p["html"])
 
-	require.Equal(t, string(mail.HTML)+"\n", s.ok("preview", "coupons", "u1", "--html").out)
+	// Another preview is made at another moment, which its links say.
+	links := regexp.MustCompile(`/[co]/[A-Za-z0-9_-]+`)
+	require.Equal(t, links.ReplaceAllString(string(mail.HTML), "")+"\n", links.ReplaceAllString(s.ok("preview", "coupons", "u1", "--html").out, ""))
 	require.Equal(t, string(mail.Text)+"\n", s.ok("preview", "coupons", "u1", "--text").out)
 	require.Contains(t, s.ok("preview", "coupons", "u1", "--source").out, "List-Unsubscribe-Post:")
 	people := s.ok("preview", "coupons", "u1")

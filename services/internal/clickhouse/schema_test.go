@@ -146,8 +146,8 @@ func TestEveryTableHasAViewThatDropsCopies(t *testing.T) {
 	c := clickhousetest.Open(t)
 	for _, table := range one[[]string](t, c, "SELECT groupArray(name) FROM system.tables WHERE database = {d:String} AND name LIKE '%\\_rows'", ch.Named("d", c.Database())) {
 		if n := one[uint64](t, c, "SELECT count() FROM system.tables WHERE database = {d:String} AND engine = 'View' AND position(as_select, {t:String} || ' FINAL') + position(as_select, {t:String} || ' AS t FINAL') > 0",
-			ch.Named("d", c.Database()), ch.Named("t", c.Database()+"."+table)); n != 1 {
-			t.Errorf("%d views read %s FINAL", n, table)
+			ch.Named("d", c.Database()), ch.Named("t", c.Database()+"."+table)); n < 1 {
+			t.Errorf("no view reads %s FINAL", table)
 		}
 	}
 }

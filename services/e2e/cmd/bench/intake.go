@@ -41,7 +41,7 @@ func intakeBench(ctx context.Context, root string, args []string) (*result, erro
 	singles := flags.Int("singles", 64, "connections that send single events, and clicks")
 	seconds := flags.Duration("time", 8*time.Second, "how long each step takes")
 	rounds := flags.Int("rounds", 1, "how often everything is measured; the best of each counts")
-	steps := flags.String("steps", "", "only steps whose names match, a regular expression: parse, publish, batches, single events, clicks, batches half, single half")
+	steps := flags.String("steps", "", "only steps whose names match, a regular expression: parse, publish, batches, single events, clicks, clicks by wrk, batches half, single half")
 	profiles := flags.String("profile", "", "directory for a CPU profile of the collector and of the embedded stack in each step")
 	if err := flags.Parse(args); err != nil {
 		return nil, flag.ErrHelp
@@ -164,6 +164,9 @@ func (b *intakeRun) run(connections, singles, rounds int) (*result, error) {
 				return nil, err
 			}
 		}
+		if err := b.wrk(singles, clicks[0]); err != nil {
+			return nil, err
+		}
 		// At half of the highest rate, each timed from when it was due, more connections
 		// than are needed: nothing waits for its sender.
 		if err := b.step("batches half", 128, batchRequests, benchBatch, http.StatusOK, topic.Events, b.best["batches"].rate/2/benchBatch); err != nil {
@@ -179,6 +182,7 @@ func (b *intakeRun) run(connections, singles, rounds int) (*result, error) {
 	}
 	r := &result{Rate: b.best["batches"].rate, Unit: "events/s", Singles: b.best["single events"].rate, Clicks: b.best["clicks"].rate,
 		P99Ms: float64(b.best["single half"].p99.Microseconds()) / 1000, BatchP99Ms: float64(b.best["batches half"].p99.Microseconds()) / 1000}
+	r.Clicks = max(r.Clicks, b.best[byWRK].rate)
 	for _, t := range b.best {
 		r.PeakRSSMiB = max(r.PeakRSSMiB, t.peak)
 	}
@@ -361,6 +365,56 @@ func (b *intakeRun) step(name string, conns int, requests [][]byte, each, status
 	return nil
 }
 
+// byWRK is the step in which wrk clicks, where that is installed.
+const byWRK = "clicks by wrk"
+
+// wrk clicks on one link with another's generator of load.
+func (b *intakeRun) wrk(conns int, click []byte) error {
+	program, err := exec.LookPath("wrk")
+	if !b.wanted.MatchString(byWRK) || err != nil {
+		return nil
+	}
+	if err := b.start(); err != nil {
+		return err
+	}
+	defer b.children.end(b.collector)
+	pid := b.collector.cmd.Process.Pid
+	had, err := b.records(topic.Engagements)
+	if err != nil {
+		return err
+	}
+	t, before := taken{begin: rssMiB(pid)}, cpuTime(pid)
+	path := strings.Fields(string(click))[1]
+	out, err := exec.CommandContext(b.ctx, program, "-t2", fmt.Sprintf("-c%d", conns), fmt.Sprintf("-d%ds", int(b.seconds.Seconds())), "--latency", "http://"+b.address+path).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("running wrk: %w\n%s", err, out)
+	}
+	used := cpuTime(pid).since(before)
+	fields := strings.Fields(string(out))
+	after := func(name string) string {
+		if at := slices.Index(fields, name); at >= 0 && at+1 < len(fields) {
+			return fields[at+1]
+		}
+		return ""
+	}
+	if t.rate, err = strconv.ParseFloat(after("Requests/sec:"), 64); err != nil || strings.Contains(string(out), "Non-2xx") {
+		return fmt.Errorf("reading what wrk says: %w\n%s", err, out)
+	}
+	t.p50, _ = time.ParseDuration(after("50%"))
+	t.p99, _ = time.ParseDuration(after("99%"))
+	clicks := int64(t.rate * b.seconds.Seconds())
+	has := int64(0)
+	if err := b.children.await(b.ctx, "the clicks to be in Kafka", time.Minute, func() bool {
+		has, err = b.records(topic.Engagements)
+		return err != nil || has-had >= clicks*9/10 // wrk stops in the middle, and counts what it has read
+	}); err != nil {
+		return fmt.Errorf("%d clicks, and %d records: %w", clicks, has-had, err)
+	}
+	t.collector, t.ended, t.peak = perRow(used, clicks), rssMiB(pid), peakMiB(pid)
+	b.keep(byWRK, t)
+	return err
+}
+
 // records is how many records a topic has.
 func (b *intakeRun) records(name topic.Name) (n int64, err error) {
 	ends, err := b.admin.ListEndOffsets(b.ctx, name.In("bench"))
@@ -489,7 +543,7 @@ func (b *intakeRun) table(ceiling float64) {
 	for _, name := range b.order {
 		t := b.best[name]
 		ratio := ""
-		if name == "batches" {
+		if name == "batches" && ceiling > 0 {
 			ratio = fmt.Sprintf("%.2f", t.rate/ceiling)
 		}
 		fmt.Fprintf(w, "%-14s %10.0f %8s %9.2f %9.2f %18.2f %18.2f %6.0f, then %4.0f\n", name, t.rate, ratio, ms(t.p50), ms(t.p99), t.collector, t.embedded, t.begin, t.ended)

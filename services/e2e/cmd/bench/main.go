@@ -33,6 +33,13 @@ type result struct {
 	P99Ms      float64 `json:"p99_ms,omitempty"`       // of single events at half of the highest rate
 	BatchP99Ms float64 `json:"batch_p99_ms,omitempty"` // of batches at half of the highest rate
 
+	// Of funnel only, milliseconds: at rest, straight after loading, and windowFunnel over the raw tables.
+	OneMS       float64 `json:"one_ms,omitempty"`
+	AllMS       float64 `json:"all_ms,omitempty"`
+	LoadedOneMS float64 `json:"loaded_one_ms,omitempty"`
+	LoadedAllMS float64 `json:"loaded_all_ms,omitempty"`
+	RawMS       float64 `json:"raw_ms,omitempty"`
+
 	Commit string `json:"commit,omitempty"`
 
 	// Also is what else was measured in the same run, each with its own ceiling.
@@ -54,6 +61,7 @@ var benchmarks = map[string]struct {
 	"codec":    {"encode and decode a message request of 12 attributes", codec},
 	"campaign": {"a campaign end to end, every process counted", campaign},
 	"export":   {"profiles in ClickHouse to files on S3", exportsBench},
+	"funnel":   {"funnels of ten campaigns of a million messages", funnelBench},
 	"intake":   {"events and clicks over HTTP to acknowledged records", intakeBench},
 	"import":   {"a file on S3 to committed records, one import and several at once", imports},
 	"sink":     {"full topics to rows in ClickHouse: events, then outcomes with messages kept", sinkBench},
