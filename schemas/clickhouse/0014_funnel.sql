@@ -185,7 +185,8 @@ CREATE OR REPLACE VIEW funnel
     clicked_unknown UInt64 COMMENT 'messages of which who knows who followed a link',
     complete_until  DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
 )
-AS SELECT campaign_id, run_id, variant, channel,
+AS WITH (SELECT groupArray(run_id) FROM funnel_stale) AS stale -- asked once
+SELECT campaign_id, run_id, variant, channel,
     counts[1] AS requested, counts[2] AS rendered, counts[3] AS accepted, counts[4] AS delivered, counts[5] AS opened, counts[6] AS clicked, counts[7] AS converted,
     counts[8] AS unsubscribed, counts[9] AS bounced, counts[10] AS complained, counts[11] AS opened_machine, counts[12] AS clicked_machine,
     counts[13] AS opened_unknown, counts[14] AS clicked_unknown, assumeNotNull((SELECT complete_until FROM freshness)) AS complete_until
@@ -194,10 +195,10 @@ FROM
     SELECT g.campaign_id AS campaign_id, run_id, g.variant AS variant, g.channel AS channel, g.counts AS counts
     FROM funnel_kept
     ARRAY JOIN groups AS g
-    WHERE run_id NOT IN (SELECT run_id FROM funnel_stale)
+    WHERE NOT has(stale, run_id)
     UNION ALL
     SELECT campaign_id, run_id, variant, channel, counts
     FROM funnel_now
-    WHERE run_id IN (SELECT run_id FROM funnel_stale)
+    WHERE run_id IN (SELECT arrayJoin(stale))
 ) AS f
 COMMENT 'How many messages got how far, per campaign, run, variant and channel; by people unless the column says otherwise.';
