@@ -253,6 +253,7 @@ func cloneProfile(p *event.Profile) *event.Profile {
 	}
 	d := *p
 	d.Attributes, d.Addresses, d.Consents = slices.Clone(p.Attributes), slices.Clone(p.Addresses), slices.Clone(p.Consents)
+	d.Suppressions = slices.Clone(p.Suppressions)
 	return &d
 }
 

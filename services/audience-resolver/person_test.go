@@ -3,6 +3,7 @@ package resolver
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"testing"
 	"time"
 
@@ -302,4 +303,19 @@ func TestADefinitionThatDoesNotDecodeStopsNobodyElse(t *testing.T) {
 		states[r.CampaignID] = r.State.State
 	}
 	require.Equal(t, map[string]string{"timed": runs.Preparing, "broken": runs.Refused}, states)
+}
+
+// A patch that is refused, or whose batch is aborted, has changed nothing: what it is
+// applied to shares no list with what is kept.
+func TestAProfileIsChangedInACopy(t *testing.T) {
+	t.Parallel()
+	kept := &event.Profile{Attributes: make([]event.Attribute, 1), Addresses: make([]event.Address, 1), Consents: make([]event.Consent, 1), Suppressions: make([]event.Suppression, 1)}
+	clone, was := reflect.ValueOf(cloneProfile(kept)).Elem(), reflect.ValueOf(kept).Elem()
+	for i := range was.NumField() {
+		if f := was.Field(i); f.Kind() == reflect.Slice {
+			name := was.Type().Field(i).Name
+			require.Equal(t, 1, f.Len(), "the test fills %s", name)
+			require.NotEqual(t, f.Index(0).Addr().Pointer(), clone.Field(i).Index(0).Addr().Pointer(), "%s is shared", name)
+		}
+	}
 }

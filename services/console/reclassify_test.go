@@ -106,6 +106,11 @@ func TestReclassifyingRestatesHistoryThereAndBack(t *testing.T) {
 	require.EqualValues(t, 3+2, s.people("clicked_at IS NOT NULL"))
 	require.EqualValues(t, 3+4, s.people("clicked_machine_at IS NOT NULL"))
 
+	kept := func() (n uint64) { // funnels that were counted while a version was in force
+		require.NoError(t, s.conn.QueryRow(t.Context(), "SELECT count() FROM funnel_rows WHERE classifier_version = 2").Scan(&n))
+		return n
+	}
+	require.NoError(t, s.conn.Exec(t.Context(), "INSERT INTO funnel_rows (run_id, classifier_version, complete_until) VALUES (?, 2, now64(3))", second.UUID()))
 	done = s.reclassify(both, 1)
 	require.Zero(t, done.Labelled, "its labels are all there")
 	require.Equal(t, byFirst, s.whatPeopleRead())
@@ -118,13 +123,21 @@ func TestReclassifyingRestatesHistoryThereAndBack(t *testing.T) {
 	s.hit(second, "late", "opened", "preview", 0, v1, v2)
 	s.hit(second, "later", "opened", "preview", 0, v1)
 	require.EqualValues(t, 1, s.people("opened_machine_at IS NOT NULL"), "at once")
+	require.EqualValues(t, 1, kept())
 	require.EqualValues(t, 1, s.reclassify(both, 1).Labelled+s.reclassify(both, 2).Labelled, "the one of before")
+	require.Zero(t, kept(), "a funnel without the hit is not kept")
 	require.EqualValues(t, 2, s.people("opened_machine_at IS NOT NULL"))
 	require.Zero(t, s.reclassify(both, 1).Labelled)
 	require.EqualValues(t, 8, s.people("opened_at IS NOT NULL"), "none is lost whichever is in force")
 
 	require.NoError(t, s.conn.Exec(t.Context(), "OPTIMIZE TABLE message_engagement_rows FINAL"))
 	require.EqualValues(t, 8, s.people("opened_at IS NOT NULL"), "merging changes nothing")
+
+	// Whoever put the last one in force had a clock that was ahead.
+	require.NoError(t, s.conn.Exec(t.Context(), "INSERT INTO classifier_rows (version, put_at, rules_sha256) SELECT 2, now64(6) + toIntervalHour(1), ''"))
+	require.EqualValues(t, 2, s.people("opened_machine_at IS NOT NULL"))
+	require.EqualValues(t, 2, s.reclassify(both, 1).Before)
+	require.Zero(t, s.people("opened_machine_at IS NOT NULL"))
 
 	bad := s.hikyaku("reclassify", "--use", "999")
 	require.Equal(t, exitUsage, bad.code)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,13 +24,18 @@ come back.`
 	show := &cobra.Command{Use: "show DIR", Short: "How much is in a spool, and since when", Args: cobra.ExactArgs(1),
 		Long: about + "\n\nshow may be asked at any time, also while a collector uses the spool.",
 		RunE: func(_ *cobra.Command, args []string) error { return a.spoolShown(args[0]) }}
+	var salvage bool
 	drained := &cobra.Command{Use: "drain DIR", Short: "Bring it to Kafka, in order", Args: cobra.ExactArgs(1),
 		Long: about + `
 
 drain brings what is in the spool to Kafka, in order, and remembers how far it has come: stopped or killed it is simply called again, and
 what it may produce twice has the same ids. It is refused (exit code 3) while a collector uses the spool, and for a spool of another
-NAMESPACE. If Kafka takes nothing for --timeout, it gives up; nothing is lost.`,
-		RunE: func(cmd *cobra.Command, args []string) error { return a.spoolDrained(cmd.Context(), args[0]) }}
+NAMESPACE. If Kafka takes nothing for --timeout, it gives up; nothing is lost.
+
+Damage is not passed over: exit code 1, and the file is named. Such a spool also keeps its collector from starting: move the directory aside, start the collector,
+and drain what can be read with --salvage, which says how many bytes could not (and exits with 1 if there are any).`,
+		RunE: func(cmd *cobra.Command, args []string) error { return a.spoolDrained(cmd.Context(), args[0], salvage) }}
+	drained.Flags().BoolVar(&salvage, "salvage", false, "pass over what is damaged")
 	root.AddCommand(show, drained)
 	return root
 }
@@ -78,45 +85,46 @@ type drainedSpool struct {
 	Dir     string  `json:"dir"`
 	Drained int64   `json:"drained"` // records that Kafka has acknowledged
 	Left    int64   `json:"left"`
+	Damaged int64   `json:"damaged_bytes"` // passed over
 	Seconds float64 `json:"seconds"`
 	Error   string  `json:"error,omitempty"`
 }
 
-func (a *app) spoolDrained(ctx context.Context, dir string) error {
-	was, err := look(dir)
-	if err != nil {
-		return err
-	}
+func (a *app) spoolDrained(ctx context.Context, dir string, salvage bool) error {
 	cfg, err := a.config(ctx)
 	if err != nil {
 		return err
 	}
-	if was.Namespace != cfg.Kafka.Namespace {
-		return usage("the spool holds records of the namespace %s; NAMESPACE is %s", was.Namespace, cfg.Kafka.Namespace)
+	// A directory that is no spool must not become one.
+	if _, err := os.Stat(filepath.Join(dir, "label")); err != nil {
+		return usage("%s is no spool: %v", dir, err)
 	}
-	s, err := spool.Open(spool.Options{Dir: dir, Label: was.Namespace})
+	s, err := spool.Open(spool.Options{Dir: dir, Label: cfg.Kafka.Namespace, Salvage: salvage})
 	switch {
 	case errors.Is(err, spool.ErrLocked):
 		return missing("%w: stop the collector, or leave it to it", err)
+	case errors.Is(err, spool.ErrLabel):
+		return usage("%v; NAMESPACE says which", err)
 	case err != nil:
 		return broken("%w", err)
 	}
 	defer s.Close()
 	began := time.Now()
-	out := drainedSpool{Dir: dir}
-	err = a.drainInto(ctx, s, was.Records, &out)
+	out := drainedSpool{Dir: dir, Damaged: s.Damage()}
+	err = a.drainInto(ctx, s, s.Stats().Records, &out)
 	out.Left, out.Seconds = s.Stats().Records, time.Since(began).Seconds()
 	if err != nil {
 		out.Error = err.Error()
 	}
-	switch {
-	case a.asJSON:
+	if a.asJSON {
 		err = errors.Join(a.printJSON(out), err)
-	case err == nil:
+	} else if err == nil {
 		fmt.Fprintf(a.out, "Kafka has %s records of %s; nothing is left in it.\n", thousands(out.Drained), dir)
 	}
 	var corrupt *spool.CorruptError
 	switch {
+	case err == nil && out.Damaged > 0:
+		return broken("%s bytes could not be read and were passed over", thousands(out.Damaged))
 	case err == nil || ctx.Err() != nil:
 		return err
 	case errors.As(err, &corrupt):

@@ -68,13 +68,10 @@ func TestASpoolIsShownAndDrainedOnce(t *testing.T) {
 	}
 	require.Equal(t, want, got)
 	require.EqualValues(t, 0, s.ok("spool", "show", dir, "--json").one(t)["records"])
-}
 
-func TestADamagedSpoolIsNotPassedOver(t *testing.T) {
-	t.Parallel()
-	s := &stage{t: t, env: map[string]string{}}
-	dir := t.TempDir()
-	left, err := spool.Open(spool.Options{Dir: dir, Label: "hikyaku", MaxBytes: 1 << 20})
+	// Damage is not passed over, unless somebody has decided so.
+	dir = t.TempDir()
+	left, err = spool.Open(spool.Options{Dir: dir, Label: cfg.Namespace, MaxBytes: 1 << 20})
 	require.NoError(t, err)
 	for range 3 {
 		require.NoError(t, left.Append(t.Context(), spool.Entry{Topic: topic.Events, Key: "u", Record: &event.Event{EventID: "e", UserID: "u", Name: "x"}}))
@@ -86,7 +83,11 @@ func TestADamagedSpoolIsNotPassedOver(t *testing.T) {
 	require.NoError(t, err)
 	b[40] ^= 1
 	require.NoError(t, os.WriteFile(files[0], b, 0o600))
-	got := s.hikyaku("spool", "drain", dir)
-	require.Equal(t, exitBroken, got.code, got.err)
-	require.Contains(t, got.err, files[0])
+	damaged := s.hikyaku("spool", "drain", dir)
+	require.Equal(t, exitBroken, damaged.code, damaged.err)
+	require.Contains(t, damaged.err, files[0])
+	salvaged := s.hikyaku("spool", "drain", dir, "--salvage", "--json")
+	require.Equal(t, exitBroken, salvaged.code, salvaged.err)
+	require.EqualValues(t, 2, salvaged.one(t)["drained"])
+	require.EqualValues(t, len(b)/3, salvaged.one(t)["damaged_bytes"])
 }

@@ -111,6 +111,7 @@ func request(t *testing.T, method, link, body string) int {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, link, strings.NewReader(body))
 	require.NoError(t, err)
+	req.Header.Set("User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0")
 	if body != "" {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}

@@ -98,7 +98,7 @@ func newHooks(cfg Config, tel *telemetry.Telemetry, keys *token.Keys, out *outpu
 	if err != nil {
 		return nil, err
 	}
-	return webhook.New(webhook.Options{Keys: keys, Write: out.Write, AckTimeout: cfg.Intake.AckTimeout, Topics: cfg.Webhooks.SESTopics, Queue: queue,
+	return webhook.New(webhook.Options{Keys: keys, Write: out.Write, AckTimeout: cfg.Intake.patience(), Topics: cfg.Webhooks.SESTopics, Queue: queue,
 		LINE: line, Sources: sources, Log: tel.Log, Registry: tel.Registry}), nil
 }
 
@@ -124,14 +124,9 @@ func (f *front) run(ctx context.Context, out *output.Writer) error {
 	served := make(chan error, 1)
 	go func() { served <- f.server.Serve(f.listener) }()
 	queued := make(chan struct{})
-	receiving, receiveNoMore := context.WithCancel(ctx)
-	defer func() {
-		receiveNoMore()
-		<-queued
-	}()
 	go func() {
 		defer close(queued)
-		f.hooks.Receive(receiving)
+		f.hooks.Receive(ctx)
 	}()
 	select {
 	case err := <-served:
@@ -145,6 +140,10 @@ func (f *front) run(ctx context.Context, out *output.Writer) error {
 	if err := f.server.Shutdown(work); err != nil {
 		f.server.Close()
 		f.log.Warn("requests were cut off", "reason", err.Error())
+	}
+	select {
+	case <-queued:
+	case <-work.Done(): // what it holds comes again
 	}
 	if err := out.Stop(work); err != nil {
 		// What was answered as stored is.

@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 	"pgregory.net/rapid"
 
+	migrations "github.com/hikyaku/hikyaku/schemas/clickhouse"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse/clickhousetest"
@@ -117,6 +118,26 @@ func TestEveryTableViewAndColumnIsExplained(t *testing.T) {
 	}
 	for _, where := range one[[]string](t, c, "SELECT groupArray(name) FROM system.tables WHERE database = {d:String} AND comment = '' AND engine != 'MaterializedView'", database) {
 		t.Errorf("%s has no comment", where)
+	}
+	// The dictionary reads the migrations' text; this is what they made.
+	relations, err := migrations.Relations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var written []string
+	for _, r := range relations {
+		written = append(written, fmt.Sprintf("%s %s", r.Name, r.Comment))
+		for i, column := range r.Columns {
+			written = append(written, fmt.Sprintf("%s.%d %s %s", r.Name, i+1, column.Name, column.Comment))
+		}
+	}
+	slices.Sort(written)
+	made := one[[]string](t, c, `SELECT arraySort(arrayConcat(
+		(SELECT groupArray(concat(name, ' ', comment)) FROM system.tables WHERE database = {d:String} AND engine != 'MaterializedView' AND name != 'schema_migrations'),
+		(SELECT groupArray(concat(table, '.', toString(position), ' ', name, ' ', comment)) FROM system.columns WHERE database = {d:String} AND table != 'schema_migrations'
+			AND table NOT IN (SELECT name FROM system.tables WHERE database = {d:String} AND engine = 'MaterializedView'))))`, database)
+	if !slices.Equal(written, made) {
+		t.Errorf("docs/data-dictionary.md: %s", firstDifference(made, written))
 	}
 }
 

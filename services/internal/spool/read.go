@@ -63,6 +63,12 @@ func (s *Spool) survey() error {
 	}
 	slices.SortFunc(s.segments, func(a, b *segment) int { return int(int64(a.number) - int64(b.number)) })
 	for i, g := range s.segments {
+		if s.o.Salvage {
+			if err := s.countReadable(g); err != nil {
+				return err
+			}
+			continue
+		}
 		if i > 0 && g.number != s.segments[i-1].number+1 || i == 0 && s.mark.segment > 0 && g.number > s.mark.segment+1 {
 			return &CorruptError{File: s.segmentPath(g.number - 1), Reason: "it is missing"}
 		}
@@ -150,15 +156,8 @@ func (s *Spool) cutTail(g *segment) error {
 	if good == len(b) {
 		return nil
 	}
-	for at := good + 1; ; at++ {
-		i := bytes.Index(b[at:], []byte(magic))
-		if i < 0 {
-			break
-		}
-		at += i
-		if h, err := parseBatch(b[at:]); err == nil && h.number > last {
-			return &CorruptError{path, int64(good), why.Error()}
-		}
+	if findBatch(b, good+1, last) < len(b) {
+		return &CorruptError{path, int64(good), why.Error()}
 	}
 	aside := fmt.Sprintf("%s.torn-%d", path, good)
 	if err := replaceFile(aside, b[good:]); err != nil {
@@ -175,6 +174,62 @@ func (s *Spool) cutTail(g *segment) error {
 		"file", filepath.Base(aside), "bytes", len(b)-good, "reason", why.Error())
 	g.bytes = int64(good)
 	return nil
+}
+
+// findBatch returns where, from a place on, a batch with a higher number begins; the end of b if none does.
+func findBatch(b []byte, from int, last uint64) int {
+	for at := min(from, len(b)); ; at++ {
+		i := bytes.Index(b[at:], []byte(magic))
+		if i < 0 {
+			return len(b)
+		}
+		at += i
+		if h, err := parseBatch(b[at:]); err == nil && h.number > last {
+			return at
+		}
+	}
+}
+
+// countReadable is count for what can be read between what cannot.
+func (s *Spool) countReadable(g *segment) error {
+	b, err := os.ReadFile(s.segmentPath(g.number))
+	if err != nil {
+		return err
+	}
+	for at := 0; at < len(b); {
+		h, err := parseBatch(b[at:])
+		if err != nil {
+			next := findBatch(b, at+1, 0)
+			s.damage += int64(next - at)
+			at = next
+			continue
+		}
+		if g.number > s.mark.segment || int64(at) >= s.mark.offset {
+			s.records += int64(h.records)
+		}
+		s.number = max(s.number, h.number)
+		at += headerBytes + h.length
+	}
+	return nil
+}
+
+// Damage is how many bytes of a spool that is salvaged cannot be read.
+func (s *Spool) Damage() int64 { return s.damage }
+
+// passOver lets Next go on behind what cannot be read, if that is why it cannot.
+func (s *Spool) passOver() bool {
+	s.mu.Lock()
+	p := s.settle(s.next)
+	s.mu.Unlock()
+	b, err := os.ReadFile(s.segmentPath(p.segment))
+	if err != nil || p.offset >= int64(len(b)) {
+		return false
+	}
+	if _, err := parseBatch(b[p.offset:]); err == nil {
+		return false // its records are wrong, which is not for us to judge
+	}
+	s.next = position{p.segment, int64(findBatch(b, int(p.offset)+1, 0))}
+	return true
 }
 
 // settle is p, or where the next segment begins if p is the end of one. s.mu is held.
@@ -218,9 +273,20 @@ func (s *Spool) timeAt(p position) time.Time {
 	return h.at
 }
 
-// Next reads on. Errors: ErrEmpty; *CorruptError, and then nothing was passed over; what the disk
-// says.
+// Next reads on. Errors: ErrEmpty; *CorruptError, and then nothing was passed over, unless Salvage asks for it; what
+// the disk says.
 func (s *Spool) Next() (Batch, error) {
+	for {
+		b, err := s.nextBatch()
+		var corrupt *CorruptError
+		if s.o.Salvage && errors.As(err, &corrupt) && s.passOver() {
+			continue
+		}
+		return b, err
+	}
+}
+
+func (s *Spool) nextBatch() (Batch, error) {
 	s.mu.Lock()
 	p := s.settle(s.next)
 	end := s.durable(p.segment)

@@ -47,6 +47,8 @@ var (
 	ErrFull = errors.New("the spool is full")
 	// ErrLocked says that another process uses the spool.
 	ErrLocked = errors.New("the spool is in use by another process")
+	// ErrLabel says that the spool holds somebody else's records.
+	ErrLabel = errors.New("it is somebody else's")
 	// ErrEmpty says that everything has been read.
 	ErrEmpty = errors.New("nothing is left in the spool")
 	// ErrClosed says that the spool was closed.
@@ -63,7 +65,9 @@ type Options struct {
 	// SegmentBytes is how large a segment grows before the next is begun: room is made
 	// by whole segments. An eighth of MaxBytes, at most 64 MiB, unless given.
 	SegmentBytes int64
-	Log          *slog.Logger
+	// Salvage passes over what is damaged: for an operator who has decided so.
+	Salvage bool
+	Log     *slog.Logger
 
 	now  func() time.Time
 	sync func(*os.File) error // fails in tests
@@ -97,6 +101,7 @@ type Spool struct {
 	reading  *os.File
 	readingN uint64
 	next     position
+	damage   int64 // bytes that were passed over
 	read     int64 // records read since the mark
 	drained  int64 // records before the mark, since the spool was opened
 }
@@ -185,7 +190,7 @@ func (s *Spool) checkLabel() error {
 	case err != nil:
 		return err
 	case string(b) != s.o.Label+"\n":
-		return fmt.Errorf("it holds records of %q, not of %q", string(b[:max(0, len(b)-1)]), s.o.Label)
+		return fmt.Errorf("%w: it holds records of %q, not of %q", ErrLabel, string(b[:max(0, len(b)-1)]), s.o.Label)
 	}
 	return nil
 }
@@ -472,10 +477,7 @@ func (s *Spool) repair() error {
 func (s *Spool) tidy() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.broken || s.records > 0 || s.gathered > 0 || len(s.segments) == 0 {
-		return
-	}
-	if at := s.segments[len(s.segments)-1]; s.mark.segment < at.number || s.mark.offset < at.bytes {
+	if s.broken || s.records > 0 || s.gathered > 0 {
 		return
 	}
 	if err := s.letGo(); err != nil {

@@ -1,12 +1,14 @@
 package spool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -243,6 +245,20 @@ func TestDamageIsNotPassedOver(t *testing.T) {
 			var corrupt *CorruptError
 			require.ErrorAs(t, err, &corrupt)
 			require.Equal(t, dir, filepath.Dir(corrupt.File), "the file is named")
+			if s != nil {
+				require.NoError(t, s.Close())
+			}
+
+			// An operator may decide to do without what is damaged.
+			rest := open(t, Options{Dir: dir, Salvage: true})
+			left := rest.Stats().Records
+			got, last := ids(t, rest)
+			require.Len(t, got, int(left))
+			require.Less(t, len(got), 20)
+			require.GreaterOrEqual(t, len(got), 10)
+			require.True(t, slices.IsSortedFunc(got, func(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b)) }))
+			require.NoError(t, rest.Advance(last))
+			require.True(t, rest.Empty())
 		})
 	}
 }

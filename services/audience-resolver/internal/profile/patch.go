@@ -43,6 +43,12 @@ func Apply(p *event.Profile, patch *event.ProfilePatch) (c Change) {
 	may := func(setBy string) bool { return patch.OnlyIfSetBy == nil || *patch.OnlyIfSetBy == setBy }
 	known := p.UserID != "" && !p.Deleted
 	byImport := isImport(patch.SetBy)
+	// Of somebody whom nobody knows (any more: erased since, it may be) an address is
+	// not kept only because it bounced.
+	suppressible := known || len(patch.Addresses)+len(patch.Set) > 0
+	if !suppressible && len(patch.Suppressions) > 0 && len(patch.Consents) == 0 {
+		return c
+	}
 	if byImport && known {
 		c.moves = make([]move, 0, len(patch.Set)+len(patch.Addresses)+len(patch.Consents))
 	}
@@ -81,7 +87,7 @@ func Apply(p *event.Profile, patch *event.ProfilePatch) (c Change) {
 		applyConsent(p, patch, &patch.Consents[i], may, &c)
 	}
 	for i := range patch.Suppressions {
-		if suppress(p, patch, &patch.Suppressions[i]) {
+		if suppressible && suppress(p, patch, &patch.Suppressions[i]) {
 			c.Changed = true
 		}
 	}

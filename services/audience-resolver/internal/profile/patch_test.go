@@ -111,7 +111,7 @@ func TestLaterSuppressionOfAnAddressWins(t *testing.T) {
 		"both at one moment":     {[]*event.ProfilePatch{patch(1, suppression("a@example.test", "bounced")), patch(1, suppression("a@example.test", ""))}, "bounced"},
 		"of another address":     {[]*event.ProfilePatch{patch(1, suppression("a@example.test", "")), patch(2, suppression("b@example.test", "bounced"))}, ""},
 	} {
-		p := apply(c.patches...)
+		p := apply(append([]*event.ProfilePatch{patch(0, address("a@example.test"))}, c.patches...)...)
 		require.Equal(t, "a@example.test", p.Suppressions[0].Address, name)
 		require.Equal(t, c.want, p.Suppressions[0].Reason, name)
 	}
@@ -119,6 +119,23 @@ func TestLaterSuppressionOfAnAddressWins(t *testing.T) {
 		p.Suppressions = []event.SuppressionPatch{{Channel: "email", Reason: "bounced"}}
 	}))
 	require.Empty(t, p.Suppressions, "of no address there is none")
+}
+
+// A mail that bounces after its person was erased does not bring the address back;
+// that she wants no more does, without it.
+func TestAnAddressOfNobodyIsNotSuppressed(t *testing.T) {
+	t.Parallel()
+	for name, p := range map[string]*event.Profile{"never known": {}, "erased": {UserID: "u", Deleted: true, Revision: 7}} {
+		before := *p
+		require.False(t, profile.Apply(p, patch(1, suppression("a@example.test", "bounced"))).Changed, name)
+		require.Equal(t, before, *p, name)
+		require.True(t, profile.Apply(p, patch(2, func(p *event.ProfilePatch) {
+			suppression("a@example.test", "complained")(p)
+			consent("unsubscribed")(p)
+		})).Changed, name)
+		require.Empty(t, p.Suppressions, name)
+		require.Equal(t, "unsubscribed", p.Consents[0].Consent, name)
+	}
 }
 
 // Reading the same patch again, as after a crash, changes nothing.

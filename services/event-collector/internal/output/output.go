@@ -61,9 +61,11 @@ type Writer struct {
 	landed   chan struct{} // a value when flying has become empty
 	spooling chan struct{} // a value when direct has ended
 	gate     chan struct{} // closed when Write may go on; nil if it may
+	why      error         // direct has ended, or has not begun
 	stopped  bool
 
-	stop  context.CancelFunc // of what Start has started
+	stop  context.CancelFunc // of what Open and Start have started
+	ctx   context.Context    // of the same
 	tasks sync.WaitGroup
 }
 
@@ -75,6 +77,7 @@ func New(o Options) *Writer {
 	w := &Writer{Options: o, log: o.Tel.Log, landed: make(chan struct{}, 1), spooling: make(chan struct{}, 1)}
 	w.memories.New = func() any { return new(kafka.Memory) }
 	w.Spool.Log = w.log
+	w.ctx, w.stop = context.WithCancel(context.Background())
 	w.metrics = newMetrics(o.Tel.Registry, w)
 	return w
 }
@@ -97,6 +100,7 @@ func (w *Writer) Open() error {
 	if st := s.Stats(); st.Records > 0 {
 		w.log.Info("the spool holds what Kafka does not have yet", "dir", s.Dir(), "records", st.Records, "oldest", st.Oldest)
 	}
+	w.tasks.Go(func() { w.watch(w.ctx) })
 	return nil
 }
 
@@ -112,10 +116,7 @@ func (w *Writer) Start() error {
 		return err
 	}
 	w.producer = producer
-	ctx, stop := context.WithCancel(context.Background())
-	w.stop = stop
-	w.tasks.Go(func() { w.drain(ctx) })
-	w.tasks.Go(func() { w.watch(ctx) })
+	w.tasks.Go(func() { w.drain(w.ctx) })
 	return nil
 }
 
@@ -137,8 +138,10 @@ func (w *Writer) Stop(ctx context.Context) error {
 				err = fmt.Errorf("flushing what came in over HTTP: %w", ferr)
 			}
 		}
-		w.stop()
-		w.tasks.Wait()
+	}
+	w.stop()
+	w.tasks.Wait()
+	if producer != nil {
 		producer.Close()
 	}
 	if s != nil {
@@ -146,6 +149,9 @@ func (w *Writer) Stop(ctx context.Context) error {
 	}
 	return err
 }
+
+// Direct reports whether Kafka gets what is written, and the spool is empty.
+func (w *Writer) Direct() bool { return w.direct.Load() }
 
 // Write returns nil when every in-sync replica has all entries, or the local disk has (I1). Errors:
 // ErrFull; ErrAway when the spool's disk fails, or ctx ends first; anything else is about the
@@ -296,7 +302,8 @@ func (w *Writer) land(g *group, err error) {
 func (w *Writer) toSpool(why error) {
 	w.direct.Store(false)
 	w.refused, w.head = false, nil
-	w.Tel.Health.Set(Component, fmt.Errorf("%w; what comes in goes into the spool %s", why, w.spool.Dir()))
+	w.why = why
+	w.say()
 	w.metrics.outages.Inc()
 	for g := w.flying.first; g != nil; g = g.next {
 		b, err := spool.Encode(nil, g.entries)
@@ -315,16 +322,41 @@ func (w *Writer) toSpool(why error) {
 	notify(w.spooling)
 }
 
+// say says in Health how much waits in the spool, and why. w.mu is held.
+func (w *Writer) say() {
+	if w.direct.Load() {
+		w.Tel.Health.Set(Component, nil)
+		return
+	}
+	st := w.spool.Stats()
+	if w.why == nil && st.Records == 0 {
+		return // a start is no news
+	}
+	err := w.why
+	if err == nil {
+		err = errors.New("Kafka has not been found yet")
+	}
+	if st.Records > 0 {
+		err = fmt.Errorf("%w; the oldest is of %s", err, st.Oldest.Format(time.RFC3339))
+	}
+	w.Tel.Health.Set(Component, fmt.Errorf("what comes in goes into the spool %s, where %d records wait: %w", w.spool.Dir(), st.Records, err))
+}
+
 // watch ends direct when Kafka is slow.
 func (w *Writer) watch(ctx context.Context) {
 	t := time.NewTicker(max(w.AckTimeout/10, time.Millisecond))
 	defer t.Stop()
+	said := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-t.C:
 			w.mu.Lock()
+			if !w.direct.Load() && now.Sub(said) > time.Second {
+				said = now
+				w.say()
+			}
 			if g := w.flying.first; w.direct.Load() && g != nil && now.Sub(g.at) > w.AckTimeout {
 				w.toSpool(fmt.Errorf("Kafka has not acknowledged within %s", w.AckTimeout))
 			}
@@ -395,7 +427,10 @@ func (w *Writer) drained(ctx context.Context) bool {
 			pause = 0
 			continue
 		}
-		w.Tel.Health.Set(Component, fmt.Errorf("what is in %s does not get into Kafka: %w", w.spool.Dir(), err))
+		w.mu.Lock()
+		w.why = fmt.Errorf("it does not get into Kafka: %w", err)
+		w.say()
+		w.mu.Unlock()
 		pause = min(max(2*pause, 100*time.Millisecond), 5*time.Second)
 		select {
 		case <-time.After(pause):
@@ -437,7 +472,8 @@ func (w *Writer) handOver(ctx context.Context) bool {
 	w.mu.Lock()
 	if err == nil {
 		w.direct.Store(true)
-		w.Tel.Health.Set(Component, nil)
+		w.why = nil
+		w.say()
 		w.log.Info("what comes in goes to Kafka")
 	}
 	w.gate = nil

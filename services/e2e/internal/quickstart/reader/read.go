@@ -36,6 +36,32 @@ type Crowd struct {
 	Progress func(done, total int)
 }
 
+// program is what a reader has a mail fetched by: opening it, and following a link.
+type program struct{ opens, clicks string }
+
+// One reader in five is no person: a funnel shows both.
+const machineEvery = 5
+
+var (
+	people = []program{
+		{"Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Mobile/15E148",
+			"Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.6 Mobile/15E148 Safari/604.1"},
+		{"Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:140.0) Gecko/20100101 Thunderbird/140.1.0",
+			"Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36"},
+		{"Mozilla/5.0 (Windows NT 5.1; rv:11.0) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy)",
+			"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"},
+	}
+	// A mail program that loads every picture ahead, in front of which links are scanned.
+	machine = program{"Mozilla/5.0", "Mozilla/5.0 (compatible; ExampleLinkScanner/1.0; +https://scanner.example/)"}
+)
+
+func programOf(i int) program {
+	if i%machineEvery == machineEvery-1 {
+		return machine
+	}
+	return people[i%len(people)]
+}
+
 // NewClient returns a client as Crowd needs it.
 func NewClient() *http.Client {
 	return &http.Client{
@@ -73,10 +99,10 @@ func Shuffle(people []Delivery, seed uint64) {
 
 // Read lets the people open, click and unsubscribe. Everything that a mail
 // promised and did not hold is an error; the others go on.
-func (c *Crowd) Read(ctx context.Context, people []Delivery) (Did, error) {
-	people = slices.Clone(people)
-	Shuffle(people, c.Seed)
-	plan := Plan(len(people))
+func (c *Crowd) Read(ctx context.Context, readers []Delivery) (Did, error) {
+	readers = slices.Clone(readers)
+	Shuffle(readers, c.Seed)
+	plan := Plan(len(readers))
 	var (
 		mu     sync.Mutex
 		did    Did
@@ -99,7 +125,7 @@ func (c *Crowd) Read(ctx context.Context, people []Delivery) (Did, error) {
 					return
 				}
 				clicks, unsubscribes := i < plan.Clicked, i < plan.Unsubscribed
-				err := c.one(ctx, people[i], clicks, unsubscribes)
+				err := c.one(ctx, readers[i], programOf(i), clicks, unsubscribes)
 				mu.Lock()
 				if err != nil {
 					failed++
@@ -129,7 +155,7 @@ func (c *Crowd) Read(ctx context.Context, people []Delivery) (Did, error) {
 	return did, nil
 }
 
-func (c *Crowd) one(ctx context.Context, d Delivery, clicks, unsubscribes bool) error {
+func (c *Crowd) one(ctx context.Context, d Delivery, by program, clicks, unsubscribes bool) error {
 	m, err := Open(c.Outbox, d)
 	if err != nil {
 		return err
@@ -139,7 +165,7 @@ func (c *Crowd) one(ctx context.Context, d Delivery, clicks, unsubscribes bool) 
 		return fmt.Errorf("mail %s has no pixel under %s", d.MessageID, c.Tracking)
 	}
 	for _, p := range pixels {
-		err := c.fetch(ctx, http.MethodGet, p, "", func(r *http.Response) bool {
+		err := c.fetch(ctx, http.MethodGet, p, by.opens, "", func(r *http.Response) bool {
 			return r.StatusCode == http.StatusOK && strings.HasPrefix(r.Header.Get("Content-Type"), "image/")
 		})
 		if err != nil {
@@ -151,7 +177,7 @@ func (c *Crowd) one(ctx context.Context, d Delivery, clicks, unsubscribes bool) 
 		if len(links) == 0 {
 			return fmt.Errorf("mail %s has no link under %s", d.MessageID, c.Tracking)
 		}
-		err := c.fetch(ctx, http.MethodGet, links[0], "", func(r *http.Response) bool {
+		err := c.fetch(ctx, http.MethodGet, links[0], by.clicks, "", func(r *http.Response) bool {
 			to := r.Header.Get("Location")
 			return r.StatusCode >= 300 && r.StatusCode < 400 && to != "" && !strings.HasPrefix(to, c.Tracking)
 		})
@@ -163,7 +189,7 @@ func (c *Crowd) one(ctx context.Context, d Delivery, clicks, unsubscribes bool) 
 		if !strings.HasPrefix(m.Unsubscribe, c.Tracking+"/u/") {
 			return fmt.Errorf("mail %s offers no one-click unsubscription under %s", d.MessageID, c.Tracking)
 		}
-		err := c.fetch(ctx, http.MethodPost, m.Unsubscribe, "List-Unsubscribe=One-Click", func(r *http.Response) bool {
+		err := c.fetch(ctx, http.MethodPost, m.Unsubscribe, by.clicks, "List-Unsubscribe=One-Click", func(r *http.Response) bool {
 			return r.StatusCode >= 200 && r.StatusCode < 300 // RFC 8058 allows no redirect
 		})
 		if err != nil {
@@ -174,7 +200,7 @@ func (c *Crowd) one(ctx context.Context, d Delivery, clicks, unsubscribes bool) 
 }
 
 // fetch asks a few times: a mail program does too, and the server may have been killed by hand.
-func (c *Crowd) fetch(ctx context.Context, method, address, form string, good func(*http.Response) bool) error {
+func (c *Crowd) fetch(ctx context.Context, method, address, agent, form string, good func(*http.Response) bool) error {
 	var last error
 	for attempt := range 20 {
 		if attempt > 0 {
@@ -188,7 +214,7 @@ func (c *Crowd) fetch(ctx context.Context, method, address, form string, good fu
 		if err != nil {
 			return err
 		}
-		req.Header.Set("User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0")
+		req.Header.Set("User-Agent", agent)
 		if form != "" {
 			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		}

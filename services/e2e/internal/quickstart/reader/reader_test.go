@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/hikyaku/hikyaku/services/internal/classify"
 )
 
 // letter is a mail as the renderer makes them, with the pixel and links under tracking.
@@ -186,6 +188,27 @@ func TestReadersOpenClickAndUnsubscribeInTheirShares(t *testing.T) {
 		}
 		if did != c.want || hits["o"] != did.Opened || hits["c"] != did.Clicked || hits["u"] != did.Unsubscribed {
 			t.Errorf("%d people: did %+v, the server saw %v, want %+v", c.people, did, hits, c.want)
+		}
+	}
+}
+
+// Whatever the rules of the classifier become, the funnel that people see first tells
+// people from machines.
+func TestOneReaderInFiveIsAMachine(t *testing.T) {
+	t.Parallel()
+	all, err := classify.All()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 * machineEvery {
+		by, want := programOf(i), classify.Human
+		if i%machineEvery == machineEvery-1 {
+			want = classify.Machine
+		}
+		for kind, agent := range map[string]string{"opened": by.opens, "clicked": by.clicks} {
+			if label, rule := all[len(all)-1].Classify(classify.Hit{Kind: kind, Method: http.MethodGet, UserAgent: agent, LatencyMs: 60_000}); label != want {
+				t.Errorf("reader %d, who %s by %q, is %s by %s, want %s", i, kind, agent, label, rule, want)
+			}
 		}
 	}
 }
