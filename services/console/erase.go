@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	schema "github.com/hikyaku/hikyaku/schemas/clickhouse"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
@@ -106,6 +107,11 @@ func (a *app) erase(ctx context.Context, userID string, yes bool) error {
 			out.Unlinked[t.name] = n
 		default:
 			out.Removed[t.name] = n
+		}
+	}
+	if out.Removed["event_rows"] > 0 { // some may have been conversions
+		if err := a.forgetFunnels(ctx); err != nil {
+			return err
 		}
 	}
 	if out.Left, err = a.rowsNaming(ctx, userID); err != nil {
@@ -253,6 +259,21 @@ func (a *app) eraseRows(ctx context.Context, table, from string, kept bool, unli
 	query += " SETTINGS mutations_sync = 2" // it returns when they are gone from every part
 	a.sql(query, args...)
 	return n, conn.Exec(ctx, query, args...)
+}
+
+// forgetFunnels lets funnels be counted anew.
+func (a *app) forgetFunnels(ctx context.Context) error {
+	conn, err := a.clickhouse(ctx)
+	if err != nil {
+		return err
+	}
+	for i, query := range schema.ForgetFunnels {
+		a.sql(query)
+		if err := conn.Exec(ctx, query); err != nil && i == len(schema.ForgetFunnels)-1 {
+			return fmt.Errorf("forgetting the funnels that were kept: %w", err)
+		}
+	}
+	return nil
 }
 
 // rowsNaming counts the stored rows that name a person, copies included.

@@ -201,15 +201,12 @@ func (r *relabelling) pass(ctx context.Context) (hits, labelled uint64, err erro
 	}
 	if labelled > 0 {
 		// Funnels that are kept go by when hits came in, and these came long ago.
-		r.sql(forgetQuery, r.by.Version())
-		if err := r.conn.Exec(ctx, forgetQuery, r.by.Version()); err != nil {
-			return 0, 0, fmt.Errorf("forgetting the funnels that were kept: %w", err)
+		if err := r.forgetFunnels(ctx); err != nil {
+			return 0, 0, err
 		}
 	}
 	return hits, labelled, nil
 }
-
-const forgetQuery = "DELETE FROM funnel_rows WHERE classifier_version = ? SETTINGS lightweight_deletes_sync = 1"
 
 // relabelled is a row of engagement_label_rows.
 type relabelled struct {

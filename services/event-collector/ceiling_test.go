@@ -59,6 +59,7 @@ func BenchmarkCeilingPublish(b *testing.B) {
 	require.NoError(b, out.Open())
 	require.NoError(b, out.Start())
 	defer func() { _ = out.Stop(context.WithoutCancel(b.Context())) }()
+	kafkatest.Eventually(b, func() bool { return out.Write(b.Context(), kept[0]...) == nil }, "nothing is written")
 
 	b.ResetTimer()
 	for b.Loop() {

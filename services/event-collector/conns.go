@@ -8,7 +8,7 @@ import (
 )
 
 // conns bounds the connections that are open. Beyond the bound the one is closed on which
-// nothing has happened for longest, no request begun and none answered: whoever opens many and sends
+// no request has begun for longest: whoever opens many and sends
 // little on each closes their own, and those who are at work are never at that end.
 type conns struct {
 	limit int
@@ -22,10 +22,12 @@ func newConns(limit int) *conns { return &conns{limit: limit, open: map[net.Conn
 
 // changed is the server's ConnState.
 func (c *conns) changed(conn net.Conn, state http.ConnState) {
+	if state == http.StateIdle {
+		return // it is at rest since its request began, which is as good an order
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	at := c.open[conn]
-	switch {
+	switch at := c.open[conn]; {
 	case state == http.StateClosed || state == http.StateHijacked:
 		if at != nil {
 			c.rest.Remove(at)

@@ -31,11 +31,9 @@ type front struct {
 	listener net.Listener
 }
 
-// patience is how long a request waits until it is stored: far longer than Kafka may take and a
-// disk that works does.
-func (c IntakeConfig) patience() time.Duration {
-	return min(10*c.AckTimeout, c.AckTimeout+5*time.Second)
-}
+// patience is how long a request waits until it is stored: longer than Kafka may take and a disk
+// that works does, however busy.
+func (c IntakeConfig) patience() time.Duration { return c.AckTimeout + 5*time.Second }
 
 func newFront(cfg Config, tel *telemetry.Telemetry, out *output.Writer) (*front, error) {
 	links, err := cfg.Tracking.Keys()

@@ -141,6 +141,10 @@ const pace = 100 * time.Millisecond
 // an import or of a run is in ClickHouse at once.
 const quiet = 200 * time.Millisecond
 
+// batchTime is longer than other loops take for a batch: on a machine that is busy smaller
+// inserts make more parts, whose merges make it busier.
+const batchTime = 2 * time.Second
+
 // runSink moves Kafka to ClickHouse. When ClickHouse is away the loop waits with
 // its batch in hand.
 func (s *Service) runSink(ctx context.Context) error {
@@ -162,6 +166,7 @@ func (s *Service) sinkLoop(ctx context.Context) error {
 	return s.cluster.RunEffect(ctx, kafka.EffectOptions{
 		Group: topic.GroupSink, Topics: topic.ReadBy(topic.GroupSink),
 		MaxPollRecords: s.cfg.Sink.BatchRecords, MaxPollBytes: s.cfg.Sink.BatchMiB << 20, Linger: s.cfg.Sink.Linger, Quiet: quiet, Pace: pace,
+		BatchTime: batchTime,
 		// The freshness barrier and the balance wait for this group to pass the
 		// markers of transactions.
 		KeepControlRecords: true,

@@ -263,7 +263,7 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 			"segment_mode = 'replace'", "undoes = 'ffff'", "again = 2", "seconds = 2", "rows_per_second = 50", "seconds_left = 6", origin(topic.Imports)},
 		"run_shards":   {"run_id = " + run, "campaign_id = 'autumn'", "shard = 0", "shard_count = 1", "candidates = 1", "children = 0", at("done_at", "12:00:00.123456")},
 		"run_counters": {"run_id = " + run, "campaign_id = 'autumn'", "partition = 2", "excluded = map('no_address', 5)", "requested = 1", "accepted = 1", "waiting = 0", at("updated_at", "12:00:00.123456")},
-		"messages":     {"message_id = " + msg, "class = 'accepted'", "attempts = 1", at("assumeNotNull(clicked_at)", "12:01:00.123456")},
+		"messages":     {"message_id = " + msg, "class = 'accepted'", "attempts = 1", at("assumeNotNull(clicked_machine_at)", "12:01:00.123456"), "clicked_at IS NULL"},
 	} {
 		var n uint64
 		require.NoError(t, s.conn.QueryRow(t.Context(), "SELECT count() FROM "+table).Scan(&n))

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"strings"
 	"sync"
@@ -81,7 +80,10 @@ func (c *Conn) Send(ctx context.Context, table string, names []string, columns [
 	}
 	query := "INSERT INTO " + table + " (" + strings.Join(names, ", ") + ")"
 	if c.options.Protocol == clickhouse.HTTP && c.options.Compression == nil {
-		err = c.conn.InsertFormat(ctx, "Native", query, block(names, columns))
+		body := &body{rest: block(names, columns)}
+		err = c.conn.InsertFormat(ctx, "Native", query, body)
+		// A request that failed may still be on its way out, and the columns are the caller's again.
+		body.end()
 	} else {
 		err = c.sendBatch(ctx, query, types, columns)
 	}
@@ -103,8 +105,34 @@ func stored(kind string) string {
 	return kind
 }
 
+// body is what is sent of columns, until end is called: then nothing of them is touched
+// any more, whoever still reads.
+type body struct {
+	mu    sync.Mutex
+	rest  net.Buffers
+	ended bool
+}
+
+var errBodyEnded = errors.New("the insert is over")
+
+// Read implements io.Reader.
+func (b *body) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended {
+		return 0, errBodyEnded
+	}
+	return b.rest.Read(p)
+}
+
+func (b *body) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rest, b.ended = nil, true
+}
+
 // block is columns in the format Native.
-func block(names []string, columns []Column) io.Reader {
+func block(names []string, columns []Column) net.Buffers {
 	var body net.Buffers
 	b := binary.AppendUvarint(nil, uint64(len(columns)))
 	b = binary.AppendUvarint(b, uint64(columns[0].Rows()))
@@ -120,7 +148,7 @@ func block(names []string, columns []Column) io.Reader {
 		})
 		b = nil
 	}
-	return &body
+	return body
 }
 
 // sendBatch sends columns by a batch of the driver, which can do that by the native protocol

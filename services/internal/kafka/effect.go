@@ -35,6 +35,9 @@ type EffectOptions struct {
 	// MaxPollRecords bounds a batch, control records included; 500 when 0. Batches
 	// begin small and grow up to it as long as one does not take long: see sized.
 	MaxPollRecords int
+	// BatchTime is how long a batch of the right size takes to handle; a second when 0. A
+	// rebalance waits for the batch in hand, and whoever was restarted for the rebalance.
+	BatchTime time.Duration
 	// MaxPollBytes ends the gathering of a batch; 0 is no limit. A batch may
 	// exceed it by one poll.
 	MaxPollBytes int
@@ -62,6 +65,9 @@ type EffectOptions struct {
 func (c *Cluster) RunEffect(ctx context.Context, o EffectOptions) error {
 	if o.MaxPollRecords == 0 {
 		o.MaxPollRecords = 500
+	}
+	if o.BatchTime == 0 {
+		o.BatchTime = batchTime
 	}
 	if len(o.Topics) == 0 {
 		o.Topics = topic.ReadBy(o.Group)
@@ -133,17 +139,18 @@ type effectLoop struct {
 const (
 	// firstBatch bounds a loop's first batch, and is the least that it goes back to.
 	firstBatch = 1000
-	// batchTime is how long a batch of the right size takes to handle.
+	// batchTime is EffectOptions.BatchTime where nothing else is asked for.
 	batchTime = time.Second
 )
 
-// sized bounds the next batch by how long one of n records took, of at most size. A
+// sized bounds the next batch by how long one of n records took, of at most size, and
+// how long one should take. A
 // rebalance waits for the batch in hand, and whoever was restarted waits for the
 // rebalance; after an outage, and on a busy machine, the largest takes many times as
 // long as usual.
-func sized(size, most, n int, took time.Duration) int {
-	if took > batchTime || n >= size {
-		size = int(min(float64(n)*batchTime.Seconds()/took.Seconds(), 2*float64(size)))
+func sized(size, most, n int, took, should time.Duration) int {
+	if took > should || n >= size {
+		size = int(min(float64(n)*should.Seconds()/took.Seconds(), 2*float64(size)))
 	}
 	return min(max(size, firstBatch), most)
 }
@@ -184,7 +191,7 @@ func (l *effectLoop) turn() error {
 	}
 	start := time.Now()
 	err := l.handle(recs)
-	l.size = sized(l.size, l.o.MaxPollRecords, fetches.NumRecords(), time.Since(start))
+	l.size = sized(l.size, l.o.MaxPollRecords, fetches.NumRecords(), time.Since(start), l.o.BatchTime)
 	l.atWork = l.atWork || len(recs) > 0
 	return errors.Join(err, l.commit(l.work))
 }

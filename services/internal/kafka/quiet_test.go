@@ -55,8 +55,10 @@ func TestABatchIsNoLargerThanWhatTakesASecond(t *testing.T) {
 		{"as large as it may be", 50_000, 50_000, 50_000, time.Millisecond, 50_000},
 		{"always small", 500, 500, 500, time.Minute, 500},
 	} {
-		require.Equal(t, c.next, kafka.Sized(c.size, c.most, c.n, c.took), c.name)
+		require.Equal(t, c.next, kafka.Sized(c.size, c.most, c.n, c.took, time.Second), c.name)
 	}
+	require.Equal(t, 50_000, kafka.Sized(50_000, 100_000, 30_000, 1500*time.Millisecond, 2*time.Second), "not full, and quick enough for a loop whose batches may take two")
+	require.Equal(t, 20_000, kafka.Sized(50_000, 100_000, 30_000, 3*time.Second, 2*time.Second))
 }
 
 // Who comes back to a long backlog has done its first of it soon.

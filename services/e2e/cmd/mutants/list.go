@@ -85,6 +85,9 @@ func mutants() []mutant {
 			"	var m2 mail.Header\n	_ = m2.GenerateMessageID()\n	h.add(\"Message-Id\", m2.Get(\"Message-Id\"))\n",
 			internal, "./render", "TestMessageIsTheSameForEver"},
 
+		{"I6", "Kafka gets what is new while something is left in the spool", "services/event-collector/internal/output/output.go",
+			"	for err == nil && !w.spool.Empty() {", "	for err == nil && false {",
+			"services/event-collector", ".", "TestKafkaAwayIsAnsweredWith200AndNobodyIsOvertaken"},
 		{"I6", "a later patch of a batch loses to an earlier one", resolver + "/input.go",
 			"	sorted := slices.Clone(records)\n", "	sorted := slices.Clone(records)\n	slices.Reverse(sorted)\n",
 			resolver, ".", "TestPatchesOfOnePersonKeepTheirOrder"},

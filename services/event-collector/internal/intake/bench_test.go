@@ -43,3 +43,15 @@ func BenchmarkCeilingParse(b *testing.B) {
 	})
 	b.ReportMetric(float64(b.N)*100/b.Elapsed().Seconds(), "events/s")
 }
+
+// BenchmarkValue is a property that holds an array of objects, as those of orders do.
+func BenchmarkValue(b *testing.B) {
+	const text = `[{"sku":"tea","name":"Green tea, 100 g","price":12.5,"quantity":2},{"sku":"cup","name":"Cup & saucer","price":30,"quantity":1}]`
+	b.ReportAllocs()
+	for b.Loop() {
+		p := scanner{s: text}
+		if v, _, _ := p.value(); v.Text() == "" {
+			b.Fatal("nothing was read")
+		}
+	}
+}

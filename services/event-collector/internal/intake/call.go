@@ -14,8 +14,8 @@ import (
 type call struct {
 	raw  string
 	kind string // its "type"
-	// problem is the first thing that was found wrong with it.
-	problem *Problem
+	// problems are the first that were found, by whom they concern.
+	problems [concerns]*Problem
 
 	messageID, userID, anonymousID, groupID, writeKey string
 	event, name, category                             string
@@ -26,9 +26,42 @@ type call struct {
 	// contextTraits are where RudderStack's libraries put those of an identify.
 	traitsGiven   bool
 	contextTraits []event.NamedValue
-	// contextProblem is what is wrong with those, if they are asked for.
-	contextProblem *Problem
-	extras         extras
+	extras        extras
+}
+
+// Whom a problem concerns: a field that means nothing in a call of this kind may hold anything.
+const (
+	everybody = iota
+	ofTrack
+	ofPage
+	ofGroup
+	ofTraits
+	ofContextTraits
+	ofContext
+	ofProperties
+	concerns
+)
+
+// problem is the first that concerns a kind of call, nil if there is none.
+func (c *call) problem(kind string) *Problem {
+	whom := [...]int{everybody, ofTrack, ofProperties}
+	switch kind {
+	case kindPage, kindScreen:
+		whom[1] = ofPage
+	case kindGroup:
+		whom = [...]int{everybody, ofGroup, ofTraits}
+	case kindIdentify:
+		whom = [...]int{everybody, ofTraits, ofContext}
+		if !c.traitsGiven && c.problems[ofTraits] == nil {
+			whom[1] = ofContextTraits
+		}
+	}
+	for _, w := range whom {
+		if p := c.problems[w]; p != nil {
+			return p
+		}
+	}
+	return nil
 }
 
 // moment is a time that may be given or not.
@@ -131,7 +164,7 @@ func (r *request) readSingle(body string) {
 func (r *request) readCall(c *call) {
 	if r.peek() != '{' {
 		start := r.at
-		r.otherwise("", "object", &c.problem)
+		r.otherwise("", "object", &c.problems[everybody])
 		c.raw = r.s[start:r.at]
 		return
 	}
@@ -143,43 +176,43 @@ func (r *request) readCall(c *call) {
 		}
 		switch key {
 		case "type":
-			c.kind = r.textOf(key, &c.problem)
+			c.kind = r.textOf(key, &c.problems[everybody])
 		case "messageId":
-			c.messageID = r.textOf(key, &c.problem)
+			c.messageID = r.textOf(key, &c.problems[everybody])
 		case "userId":
-			c.userID = r.id(key, &c.problem)
+			c.userID = r.id(key, &c.problems[everybody])
 		case "anonymousId":
-			c.anonymousID = r.id(key, &c.problem)
+			c.anonymousID = r.id(key, &c.problems[everybody])
 		case "groupId":
-			c.groupID = r.id(key, &c.problem)
+			c.groupID = r.id(key, &c.problems[ofGroup])
 		case "event":
-			c.event = r.textOf(key, &c.problem)
+			c.event = r.textOf(key, &c.problems[ofTrack])
 		case "name":
-			c.name = r.textOf(key, &c.problem)
+			c.name = r.textOf(key, &c.problems[ofPage])
 		case "category":
-			c.category = r.textOf(key, &c.problem)
+			c.category = r.textOf(key, &c.problems[ofPage])
 		case "properties":
-			c.properties = r.named(key, &c.problem)
+			c.properties = r.named(key, &c.problems[ofProperties])
 		case "traits":
 			c.traitsGiven = r.peek() == '{'
-			c.traits = r.named(key, &c.problem)
+			c.traits = r.named(key, &c.problems[ofTraits])
 		case "timestamp":
-			c.timestamp = r.moment(key, &c.problem)
+			c.timestamp = r.moment(key, &c.problems[everybody])
 		case "originalTimestamp":
-			c.originalTimestamp = r.moment(key, &c.problem)
+			c.originalTimestamp = r.moment(key, &c.problems[everybody])
 		case "sentAt":
-			c.sentAt = r.moment(key, &c.problem)
+			c.sentAt = r.moment(key, &c.problems[everybody])
 		case "context":
 			r.context(c)
 		case "writeKey":
-			c.writeKey = r.textOf(key, &c.problem)
+			c.writeKey = r.textOf(key, &c.problems[everybody])
 		default:
 			r.skip()
 		}
 	}
 	c.raw = r.s[start:r.at]
 	if len(c.raw) > MaxEventBytes {
-		c.problem = problem("", "too_large", "the event has %d bytes, at most %d are allowed", len(c.raw), MaxEventBytes)
+		c.problems[everybody] = problem("", "too_large", "the event has %d bytes, at most %d are allowed", len(c.raw), MaxEventBytes)
 	}
 }
 
@@ -190,6 +223,24 @@ func (r *request) otherwise(field, expected string, at **Problem) {
 	if r.bad == "" && *at == nil {
 		*at = problem(field, "type", "%s was found where %s was expected", found, expected)
 	}
+}
+
+// nothing passes whatever is not an object, and says that there is none. Null is nothing, and
+// so is an empty array, which is how PHP writes an object without fields.
+func (r *request) nothing(field string, at **Problem) bool {
+	switch {
+	case r.peek() == '{':
+		return false
+	case r.null():
+	default:
+		start := r.at
+		var p *Problem
+		r.otherwise(field, "object", &p)
+		if empty := strings.HasPrefix(r.s[start:r.at], "[") && strings.Trim(r.s[start:r.at], "[ \t\r\n]") == "" && strings.Count(r.s[start:r.at], "[") == 1; !empty && *at == nil {
+			*at = p
+		}
+	}
+	return true
 }
 
 // textOf reads a string, or null for none.
@@ -257,10 +308,7 @@ const (
 // named reads properties or traits, sorted by name, each with the type of its JSON
 // value; null is none.
 func (r *request) named(field string, at **Problem) []event.NamedValue {
-	if r.peek() != '{' {
-		if !r.null() {
-			r.otherwise(field, "object", at)
-		}
+	if r.nothing(field, at) {
 		return nil
 	}
 	if cap(r.values)-len(r.values) < fewValues {
@@ -294,10 +342,7 @@ func (r *request) named(field string, at **Problem) []event.NamedValue {
 
 // context reads the two parts of an event's context that mean something here.
 func (r *request) context(c *call) {
-	if r.peek() != '{' {
-		if !r.null() {
-			r.otherwise("context", "object", &c.problem)
-		}
+	if r.nothing("context", &c.problems[ofContext]) {
 		return
 	}
 	for more := r.opened('}'); more; more = r.more('}') {
@@ -310,8 +355,8 @@ func (r *request) context(c *call) {
 			r.extras(c)
 		case key == "traits" && r.peek() == '{':
 			// Those of a track or a page are not looked at; they may be anything.
-			c.contextProblem = nil
-			c.contextTraits = r.named("context.traits", &c.contextProblem)
+			c.problems[ofContextTraits] = nil
+			c.contextTraits = r.named("context.traits", &c.problems[ofContextTraits])
 		default:
 			r.skip()
 		}
@@ -321,10 +366,7 @@ func (r *request) context(c *call) {
 // extras reads context.hikyaku.
 func (r *request) extras(c *call) {
 	const field = "context.hikyaku"
-	if c.extras = (extras{}); r.peek() != '{' {
-		if !r.null() {
-			r.otherwise(field, "object", &c.problem)
-		}
+	if c.extras = (extras{}); r.nothing(field, &c.problems[ofContext]) {
 		return
 	}
 	for more := r.opened('}'); more; more = r.more('}') {
@@ -334,15 +376,15 @@ func (r *request) extras(c *call) {
 		}
 		switch key {
 		case "addresses":
-			c.extras.addresses = r.channels(field+".addresses", &c.problem)
+			c.extras.addresses = r.channels(field+".addresses", &c.problems[ofContext])
 		case "consents":
-			c.extras.consents = r.channels(field+".consents", &c.problem)
+			c.extras.consents = r.channels(field+".consents", &c.problems[ofContext])
 		case "locale":
-			c.extras.locale = r.optional(field+".locale", &c.problem)
+			c.extras.locale = r.optional(field+".locale", &c.problems[ofContext])
 		case "time_zone":
-			c.extras.timeZone = r.optional(field+".time_zone", &c.problem)
+			c.extras.timeZone = r.optional(field+".time_zone", &c.problems[ofContext])
 		case "account_id":
-			c.extras.accountID = r.optional(field+".account_id", &c.problem)
+			c.extras.accountID = r.optional(field+".account_id", &c.problems[ofContext])
 		default:
 			r.skip()
 		}
@@ -360,10 +402,7 @@ func (r *request) optional(field string, at **Problem) *string {
 
 // channels reads an object of texts by channel, sorted; of equal names the last stays.
 func (r *request) channels(field string, at **Problem) (out []named) {
-	if r.peek() != '{' {
-		if !r.null() {
-			r.otherwise(field, "object", at)
-		}
+	if r.nothing(field, at) {
 		return nil
 	}
 	for more := r.opened('}'); more; more = r.more('}') {

@@ -68,11 +68,11 @@ func needs(kind string) Scopes {
 // decide turns one event into its records, appended to out. Kind is the path's, or empty if
 // the event must say so itself.
 func decide(out []output.Entry, c *call, kind string, got *receipt) ([]output.Entry, *Problem) {
-	if c.problem != nil {
-		return out, c.problem
-	}
 	if kind == "" {
 		kind = c.kind
+	}
+	if p := c.problem(kind); p != nil {
+		return out, p
 	}
 	switch kind {
 	case kindTrack, kindPage, kindScreen, kindIdentify, kindGroup:
@@ -165,9 +165,6 @@ const (
 func (c *call) identify(userID string, occurredAt time.Time, got *receipt) (*event.ProfilePatch, *Problem) {
 	traits := c.traits
 	if !c.traitsGiven {
-		if c.contextProblem != nil {
-			return nil, c.contextProblem
-		}
 		traits = c.contextTraits
 	}
 	patch := &event.ProfilePatch{UserID: userID, OccurredAt: occurredAt, SetAt: got.at, SetBy: got.source}

@@ -373,11 +373,12 @@ func (p *scanner) value() (v event.Value, problem, reason string) {
 		if depth > maxDepth {
 			return v, "depth", fmt.Sprintf("arrays and objects lie %d deep within each other, at most %d are allowed", depth, maxDepth)
 		}
-		v, err := event.FromJSON([]byte(p.s[start:p.at]))
-		if err != nil {
-			return v, "value", err.Error()
+		again := scanner{s: p.s[start:p.at]}
+		text, reason := again.canonical(make([]byte, 0, len(again.s)+16))
+		if reason != "" {
+			return v, "value", reason
 		}
-		return v, "", ""
+		return event.JSON(string(text)), "", ""
 	default:
 		p.word()
 		switch c {

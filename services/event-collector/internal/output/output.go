@@ -452,7 +452,7 @@ func (w *Writer) pass(ctx context.Context) error {
 // worth: nothing more is let in until it is drained too, or under load the spool would never be empty.
 // If Kafka goes away just then, it goes on into the spool.
 func (w *Writer) handOver(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, w.AckTimeout)
+	ctx, cancel := context.WithTimeout(ctx, max(w.AckTimeout, time.Second))
 	defer cancel()
 	gate := make(chan struct{})
 	w.mu.Lock()

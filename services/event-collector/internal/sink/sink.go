@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	schema "github.com/hikyaku/hikyaku/schemas/clickhouse"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
@@ -81,6 +82,14 @@ func (u *undoneEvents) flush(ctx context.Context, db Database) (int, error) {
 	for _, id := range u.imports {
 		// It returns when they are gone from every part.
 		if err := db.Exec(ctx, "DELETE FROM event_rows WHERE source = ? SETTINGS lightweight_deletes_sync = 1", "import:"+id.String()); err != nil {
+			return 0, err
+		}
+	}
+	for i, query := range schema.ForgetFunnels {
+		if len(u.imports) == 0 {
+			break
+		}
+		if err := db.Exec(ctx, query); err != nil && i == len(schema.ForgetFunnels)-1 {
 			return 0, err
 		}
 	}

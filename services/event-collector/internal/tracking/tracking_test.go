@@ -67,6 +67,7 @@ func TestOnlyTrustedProxiesAreBelieved(t *testing.T) {
 		"a proxy of a client that made it up": {"10.1.2.3:1", [][2]string{{"X-Forwarded-For", "1.1.1.1, 198.51.100.1"}}, "198.51.100.1"},
 		"two proxies":                         {"10.1.2.3:1", [][2]string{{"X-Forwarded-For", "1.1.1.1, 198.51.100.1, 192.0.2.1"}}, "198.51.100.1"},
 		"two proxies, two headers":            {"10.1.2.3:1", [][2]string{{"X-Forwarded-For", "198.51.100.1"}, {"X-Forwarded-For", "192.0.2.1"}}, "198.51.100.1"},
+		"two headers, one made up":            {"10.1.2.3:1", [][2]string{{"X-Forwarded-For", "1.1.1.1"}, {"X-Forwarded-For", "198.51.100.1, 192.0.2.1"}}, "198.51.100.1"},
 		"only proxies":                        {"10.1.2.3:1", [][2]string{{"X-Forwarded-For", "10.9.9.9, 10.8.8.8"}}, "10.9.9.9"},
 		"a proxy that does not say":           {"10.1.2.3:1", nil, "10.1.2.3"},
 		"what is no address":                  {"10.1.2.3:1", [][2]string{{"X-Forwarded-For", "198.51.100.1, unknown"}}, ""},

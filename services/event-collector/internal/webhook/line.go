@@ -127,7 +127,9 @@ func (h *Handler) decideLINEEvent(e *lineEvent, now time.Time) []output.Entry {
 			patch.Addresses = []event.AddressPatch{{Channel: sourceLINE, Address: e.Source.UserID}}
 			more = append(more, output.Entry{Topic: topic.Engagements, Key: who, Record: &event.Engagement{
 				EngagementID: identity.Hash("postback", string(t.MessageID[:]), e.WebhookEventID), MessageID: t.MessageID, RunID: t.RunID, CampaignID: t.CampaignID,
-				UserID: who, Channel: sourceLINE, Kind: "clicked", OccurredAt: at, Method: http.MethodPost,
+				UserID: who, Channel: sourceLINE, Kind: "clicked", OccurredAt: at, Method: http.MethodPost, LatencyMs: latency(t, at),
+				// LINE does not say with what; without any agent it would be a machine.
+				UserAgent: "LINE postback",
 			}})
 			did.Properties = nil // the token is nobody's business
 		}
@@ -144,6 +146,15 @@ func (h *Handler) decideLINEEvent(e *lineEvent, now time.Time) []output.Entry {
 		out = append(out, output.Entry{Topic: topic.ProfileUpdates, Key: who, Record: patch})
 	}
 	return append(append(out, output.Entry{Topic: topic.Events, Key: who, Record: did}), more...)
+}
+
+// latency is how long after its message was asked for something happened, in
+// milliseconds; -1 if the token does not say.
+func latency(t *token.Token, at time.Time) int64 {
+	if t.RequestedAt.IsZero() {
+		return -1
+	}
+	return max(0, at.Sub(t.RequestedAt).Milliseconds())
 }
 
 // echoed returns the token that a postback gives back, nil if there is none.

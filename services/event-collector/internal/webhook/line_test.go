@@ -9,12 +9,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/token"
+	"github.com/hikyaku/hikyaku/services/internal/classify"
 
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/output"
 )
@@ -64,7 +66,19 @@ func TestWhatLINEReportsBecomesConsentsAndEvents(t *testing.T) {
 		if did, ok := e.Record.(*event.Event); ok {
 			require.Empty(t, did.Properties, "the token is not kept")
 		}
+		if hit, ok := e.Record.(*event.Engagement); ok {
+			require.EqualValues(t, -1, hit.LatencyMs, "a token without a time does not make a tap a machine's")
+			rules, err := classify.All()
+			require.NoError(t, err)
+			label, _ := rules[len(rules)-1].Classify(classify.Hit{Kind: hit.Kind, Method: hit.Method, UserAgent: hit.UserAgent, LatencyMs: hit.LatencyMs})
+			require.Equal(t, "unknown", label)
+		}
 	}
+	body = []byte(strings.ReplaceAll(string(body), d.echo(func(t *token.Token) { t.Channel = "line" }), d.echo(func(t *token.Token) {
+		t.Channel, t.RequestedAt = "line", time.Date(2026, 11, 20, 8, 59, 0, 0, time.UTC)
+	})))
+	d.post("/w/line", body, signLINE(lineSecret, body))
+	require.EqualValues(t, 63_000, d.take()[2].Record.(*event.Engagement).LatencyMs)
 	body = d.line("message")
 	d.post("/w/line", body, signLINE(lineSecret, body))
 	for _, e := range d.take() {
