@@ -397,7 +397,7 @@ func newID() string {
 // NotFound answers whatever is at none of the collector's paths.
 func NotFound(mux *http.ServeMux) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		no := refuse(http.StatusNotFound, "path", "there is nothing here; there are "+Paths+", and /c/, /o/ and /u/ for links")
+		no := refuse(http.StatusNotFound, "path", "there is nothing here; there are "+Paths+", /c/, /o/ and /u/ for links, and /w/ for providers")
 		for _, method := range []string{http.MethodGet, http.MethodPost} {
 			other := r.Clone(r.Context())
 			other.Method = method
