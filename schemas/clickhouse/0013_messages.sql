@@ -49,6 +49,12 @@ AS SELECT
 FROM run_rows FINAL
 COMMENT 'Runs, one row per execution of a campaign.';
 
+-- Counting reads one narrow column instead of a time for each step: merging is what a question about a fresh run costs.
+ALTER TABLE message_rows ADD COLUMN IF NOT EXISTS steps SimpleAggregateFunction(groupBitOr, UInt16)
+    DEFAULT if(requested_at IS NULL, 0, 1) + if(rendered_at IS NULL, 0, 2) + if(accepted_at IS NULL, 0, 4) + if(delivered_at IS NULL, 0, 8)
+        + if(unsubscribed_at IS NULL, 0, 16) + if(bounced_at IS NULL, 0, 32) + if(complained_at IS NULL, 0, 64) + if(excluded_at IS NULL, 0, 128)
+    COMMENT 'which steps it has made, a bit each: requested 1, rendered 2, accepted 4, delivered 8, unsubscribed 16, bounced 32, complained 64, excluded 128' AFTER ingested_at;
+
 CREATE VIEW IF NOT EXISTS message_steps
 (
     run_id             UUID COMMENT 'the run; filter by it, it is the key',

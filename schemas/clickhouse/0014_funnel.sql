@@ -76,16 +76,16 @@ AS SELECT campaign_id, run_id, variant, channel, sumForEach(part) AS counts
 FROM
 (
     SELECT m.campaign_id AS campaign_id, m.run_id AS run_id, m.variant AS variant, m.channel AS channel,
-        [countIf(m.requested_at IS NOT NULL), countIf(m.rendered_at IS NOT NULL), countIf(m.accepted_at IS NOT NULL), countIf(m.delivered_at IS NOT NULL),
-        countIf(e.opened_at IS NOT NULL), countIf(e.clicked_at IS NOT NULL), toUInt64(0), countIf(m.unsubscribed_at IS NOT NULL),
-        countIf(m.bounced_at IS NOT NULL), countIf(m.complained_at IS NOT NULL),
+        [countIf(bitTest(m.steps, 0)), countIf(bitTest(m.steps, 1)), countIf(bitTest(m.steps, 2)), countIf(bitTest(m.steps, 3)),
+        countIf(e.opened_at IS NOT NULL), countIf(e.clicked_at IS NOT NULL), toUInt64(0), countIf(bitTest(m.steps, 4)),
+        countIf(bitTest(m.steps, 5)), countIf(bitTest(m.steps, 6)),
         countIf(e.opened_machine_at IS NOT NULL), countIf(e.clicked_machine_at IS NOT NULL),
         countIf(e.opened_unknown_at IS NOT NULL), countIf(e.clicked_unknown_at IS NOT NULL)] AS part
     FROM
     (
-        SELECT campaign_id, run_id, message_id, variant, channel, requested_at, rendered_at, accepted_at, delivered_at, unsubscribed_at, bounced_at, complained_at
+        SELECT campaign_id, run_id, message_id, variant, channel, steps
         FROM message_rows FINAL
-        WHERE excluded_at IS NULL
+        WHERE NOT bitTest(steps, 7)
     ) AS m
     LEFT JOIN message_engagement AS e ON e.run_id = m.run_id AND e.message_id = m.message_id
     GROUP BY campaign_id, run_id, variant, channel

@@ -26,7 +26,7 @@ var (
 // and cut. Only these do not care.
 var idempotent = map[string]bool{
 	"min": true, "max": true, "argMin": true, "argMax": true,
-	"groupUniqArray": true, "groupUniqArrayArray": true, "uniqExact": true,
+	"groupUniqArray": true, "groupUniqArrayArray": true, "uniqExact": true, "groupBitOr": true,
 }
 
 // Functions of one row that materialized views use; whatever is not known to be
