@@ -142,7 +142,7 @@ func (a *app) forget(ctx context.Context, c *kafka.Cluster, userID string) (*eve
 		return nil, err
 	}
 	at := now()
-	if err := a.say(ctx, c, topic.ProfileUpdates, userID, &event.ProfilePatch{UserID: userID, OccurredAt: at, SetAt: at, SetBy: "operator:" + author(), Erases: true}); err != nil {
+	if err := say(ctx, c, topic.ProfileUpdates, userID, &event.ProfilePatch{UserID: userID, OccurredAt: at, SetAt: at, SetBy: "operator:" + author(), Erases: true}); err != nil {
 		return nil, err
 	}
 	if err := awaitPassed(ctx, c, e.Partition, topic.GroupPersonLoop, topic.ProfileUpdates); err != nil {
@@ -182,14 +182,14 @@ func (a *app) forget(ctx context.Context, c *kafka.Cluster, userID string) (*eve
 	e.UnlinkedUntil = e.ErasedAt.Add(onTheirWay.Retain)
 	e.Ends = []event.ErasedTopic{{Topic: string(topic.Events), Offset: ends[topic.Events][e.Partition]}, {Topic: string(topic.Profiles), Offset: removed},
 		{Topic: string(topic.SegmentMembers), Offset: ends[topic.SegmentMembers][e.Partition]}}
-	if err := a.say(ctx, c, topic.Erasures, e.Person.String(), e); err != nil {
+	if err := say(ctx, c, topic.Erasures, e.Person.String(), e); err != nil {
 		return nil, err
 	}
 	return e, awaitPassed(ctx, c, e.Partition, topic.GroupSink, topic.Profiles, topic.Events, topic.SegmentMembers, topic.Outcomes, topic.Engagements, topic.MessageRequestsBulk)
 }
 
 // say writes one record and waits until it is there.
-func (a *app) say(ctx context.Context, c *kafka.Cluster, name topic.Name, key string, rec event.Record) error {
+func say(ctx context.Context, c *kafka.Cluster, name topic.Name, key string, rec event.Record) error {
 	r, err := c.Record(name, key, rec)
 	if err != nil {
 		return err
@@ -267,11 +267,11 @@ func (a *app) forgetFunnels(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for i, query := range schema.ForgetFunnels {
+	if err := schema.ForgetFunnels(func(query string) error {
 		a.sql(query)
-		if err := conn.Exec(ctx, query); err != nil && i == len(schema.ForgetFunnels)-1 {
-			return fmt.Errorf("forgetting the funnels that were kept: %w", err)
-		}
+		return conn.Exec(ctx, query)
+	}); err != nil {
+		return fmt.Errorf("forgetting the funnels that were kept: %w", err)
 	}
 	return nil
 }

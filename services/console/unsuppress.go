@@ -10,7 +10,6 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/definition"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
-	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
 func (a *app) unsuppressCommand() *cobra.Command {
@@ -49,7 +48,7 @@ func (a *app) unsuppress(ctx context.Context, userID, channel, address string) e
 		return err
 	}
 	at := now()
-	if err := lift(ctx, c, &event.ProfilePatch{UserID: userID, OccurredAt: at, SetAt: at, SetBy: "operator:" + author(),
+	if err := say(ctx, c, topic.ProfileUpdates, userID, &event.ProfilePatch{UserID: userID, OccurredAt: at, SetAt: at, SetBy: "operator:" + author(),
 		Suppressions: []event.SuppressionPatch{{Channel: channel, Address: address}}}); err != nil {
 		return err
 	}
@@ -59,22 +58,6 @@ func (a *app) unsuppress(ctx context.Context, userID, channel, address string) e
 	fmt.Fprintf(a.out, "%s may be written to again by %s\n", printable(address), channel)
 	if consent == "unsubscribed" {
 		fmt.Fprintf(a.out, "but %s is unsubscribed from %s, and stays so\n", printable(userID), channel)
-	}
-	return nil
-}
-
-func lift(ctx context.Context, c *kafka.Cluster, patch *event.ProfilePatch) error {
-	rec, err := c.Record(topic.ProfileUpdates, patch.UserID, patch)
-	if err != nil {
-		return err
-	}
-	producer, err := c.Producer()
-	if err != nil {
-		return err
-	}
-	defer producer.Close()
-	if err := producer.ProduceSync(ctx, rec).FirstErr(); err != nil {
-		return missing("it could not be written to Kafka: %w", err)
 	}
 	return nil
 }

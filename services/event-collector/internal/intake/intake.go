@@ -66,7 +66,7 @@ func New(o Options) *Handler {
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "intake_seconds", Help: "Time from the first byte of a request's body to its answer, in seconds.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
 	}
-	records := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "intake_records_total", Help: "Records acknowledged by Kafka and answered with 200, by topic."}, []string{"topic"})
+	records := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "intake_records_total", Help: "Records that Kafka or the spool has and that were answered with 200, by topic."}, []string{"topic"})
 	reading := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "intake_reading", Help: "Requests to /v1 whose body is still on its way."}, func() float64 {
 		h.memory.mu.Lock()
 		defer h.memory.mu.Unlock()

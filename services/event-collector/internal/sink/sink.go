@@ -85,15 +85,10 @@ func (u *undoneEvents) flush(ctx context.Context, db Database) (int, error) {
 			return 0, err
 		}
 	}
-	for i, query := range schema.ForgetFunnels {
-		if len(u.imports) == 0 {
-			break
-		}
-		if err := db.Exec(ctx, query); err != nil && i == len(schema.ForgetFunnels)-1 {
-			return 0, err
-		}
+	if len(u.imports) == 0 {
+		return 0, nil
 	}
-	return 0, nil
+	return 0, schema.ForgetFunnels(func(query string) error { return db.Exec(ctx, query) })
 }
 
 // share is one of the parts that a batch is worked on in at the same time, with tables

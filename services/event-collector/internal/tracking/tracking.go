@@ -63,7 +63,7 @@ const (
 
 // New returns a handler whose metrics are registered.
 func New(o Options) *Handler {
-	hits := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tracking_hits_total", Help: "Hits acknowledged by Kafka, by kind."}, []string{"kind"})
+	hits := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tracking_hits_total", Help: "Hits that Kafka or the spool has, by kind."}, []string{"kind"})
 	lost := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tracking_hits_lost_total", Help: "Opens and clicks that were answered although Kafka had not acknowledged them; some may still arrive."}, []string{"kind"})
 	h := &Handler{Options: o, now: time.Now,
 		counts: map[string]counts{
