@@ -140,7 +140,7 @@ func Open(o Options) (*Spool, error) {
 	}
 	if err := s.open(); err != nil {
 		if s.lock != nil {
-			s.lock.Close()
+			_ = s.unlock()
 		}
 		return nil, fmt.Errorf("opening the spool %s: %w", o.Dir, err)
 	}
@@ -514,5 +514,11 @@ func (s *Spool) Close() error {
 	if s.reading != nil {
 		s.reading.Close()
 	}
-	return errors.Join(err, s.lock.Close())
+	return errors.Join(err, s.unlock())
+}
+
+// unlock gives the lock back. Closing the file would not do: a process that is being started
+// has all of ours open until it runs its own program, and the lock with them.
+func (s *Spool) unlock() error {
+	return errors.Join(syscall.Flock(int(s.lock.Fd()), syscall.LOCK_UN), s.lock.Close())
 }

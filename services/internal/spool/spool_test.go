@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -91,7 +92,7 @@ func TestWhatWasAppendedIsReadInOrderAfterAKill(t *testing.T) {
 	s.Rewind()
 
 	// Nothing is closed: as a kill leaves it, but for the lock, which goes with the process.
-	require.NoError(t, s.lock.Close())
+	require.NoError(t, s.unlock())
 	again := open(t, Options{Dir: dir, SegmentBytes: 1 << 10})
 	require.EqualValues(t, 39, again.Stats().Records)
 	fill(t, again, 40, 45)
@@ -108,6 +109,17 @@ func TestWhatWasAppendedIsReadInOrderAfterAKill(t *testing.T) {
 	fill(t, third, 45, 47)
 	got, _ = ids(t, third)
 	require.Equal(t, numbers(45, 47), got)
+}
+
+func TestClosedIsUnlockedThoughAProcessIsBeingStarted(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, Options{Dir: dir})
+	inherited, err := syscall.Dup(int(s.lock.Fd()))
+	require.NoError(t, err)
+	defer syscall.Close(inherited)
+	require.NoError(t, s.Close())
+	require.NoError(t, open(t, Options{Dir: dir}).Close())
 }
 
 func TestWhoWaitsTogetherIsSyncedTogether(t *testing.T) {
