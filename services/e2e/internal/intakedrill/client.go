@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 )
 
 const (
@@ -65,7 +67,7 @@ func (c *client) post(began time.Time) {
 				return n
 			}
 			for n := next(-1); n < c.d.events; {
-				if !wait(c.d.ctx, time.Until(c.due(began, n))) {
+				if !command.Wait(c.d.ctx, time.Until(c.due(began, n))) {
 					return
 				}
 				mine = mine[:0]
@@ -121,7 +123,7 @@ func (c *client) send(events []int) bool {
 	for try, end := 0, time.Now().Add(clientPatience); time.Now().Before(end); try++ {
 		if try > 0 {
 			c.repeated.Add(1)
-			if !wait(c.d.ctx, 100*time.Millisecond) {
+			if !command.Wait(c.d.ctx, 100*time.Millisecond) {
 				return false
 			}
 		}
