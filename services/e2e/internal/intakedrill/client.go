@@ -6,13 +6,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
+	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 )
 
 const (
@@ -170,24 +169,5 @@ func (d *drill) get(url string) int {
 
 // metric is one of the collector's; 0 if it does not answer.
 func (d *drill) metric(name string) float64 {
-	req, err := http.NewRequestWithContext(d.ctx, http.MethodGet, d.telemetry+"/metrics", nil)
-	if err != nil {
-		return 0
-	}
-	resp, err := d.http.Do(req)
-	if err != nil {
-		return 0
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, name+" "); ok {
-			n, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			return n
-		}
-	}
-	return 0
+	return process.Metric(d.ctx, d.http, d.telemetry, name)
 }

@@ -307,7 +307,7 @@ func (d *drill) prepare() error {
 	if err != nil {
 		return command.Missingf("%w", err)
 	}
-	d.kafka, d.engine, d.api, d.telemetry = addr[0], "http://"+addr[2], "http://"+addr[3], "http://"+addr[4]
+	d.kafka, d.engine, d.api, d.telemetry = addr[0], "http://"+addr[2], "http://"+addr[3], addr[4]
 	d.namespace = fmt.Sprintf("drill%08x", rand.Uint32())
 	with := func(settings ...string) []string { return append(os.Environ(), settings...) } // the last of two counts
 	const elsewhere = "elsewhere"

@@ -1,7 +1,6 @@
 package quickstart
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -276,7 +274,7 @@ func (q *quickstart) load(ctx context.Context) error {
 				thousands(r.Rows), thousands(r.Rejected), path.Base(key), thousands(r.ProfileUpdates), thousands(r.Events))
 			return nil
 		}
-		rows := q.metric(ctx, 0, "importer_rows_total")
+		rows := process.Metric(ctx, http.DefaultClient, q.telemetry(0), "importer_rows_total")
 		if rows != last {
 			last, moved = rows, time.Now()
 		}
@@ -288,26 +286,6 @@ func (q *quickstart) load(ctx context.Context) error {
 			return err
 		}
 	}
-}
-
-// metric reads one number of a service's metrics, 0 if it cannot.
-func (q *quickstart) metric(ctx context.Context, service int, name string) float64 {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+q.telemetry(service)+"/metrics", nil)
-	if err != nil {
-		return 0
-	}
-	r, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0
-	}
-	defer r.Body.Close()
-	for lines := bufio.NewScanner(r.Body); lines.Scan(); {
-		if value, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
-			n, _ := strconv.ParseFloat(value, 64)
-			return n
-		}
-	}
-	return 0
 }
 
 // start starts the campaign.
