@@ -450,3 +450,38 @@ func FuzzASegmentOfAnyBytesIsReadOrRefused(f *testing.F) {
 		}
 	})
 }
+
+func TestASpoolInUseCanBeLookedAt(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, Options{Dir: dir, Label: "ns", SegmentBytes: 300})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range 100 {
+			if s.Append(context.Background(), at(i)) != nil {
+				return
+			}
+			if i%5 != 0 {
+				continue
+			}
+			for {
+				b, err := s.Next()
+				if err != nil || s.Advance(b) != nil {
+					break
+				}
+			}
+		}
+	}()
+	for looks := 0; ; looks++ {
+		label, st, err := Look(dir)
+		require.NoError(t, err, "after %d looks", looks)
+		require.Equal(t, "ns", label)
+		require.LessOrEqual(t, st.Records, int64(10))
+		select {
+		case <-done:
+			return
+		default:
+		}
+	}
+}
