@@ -7,7 +7,6 @@ package intake
 import (
 	"context"
 	"crypto/rand"
-	"encoding/binary"
 	"encoding/json"
 	"math"
 	"net/http"
@@ -18,11 +17,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
-	"github.com/hikyaku/hikyaku/services/internal/kafka"
 
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/bodies"
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/output"
@@ -328,10 +325,8 @@ func (h *Handler) decide(req *request, kind string, got *receipt) ([]output.Entr
 	return entries, a
 }
 
-// parked is the dead letter of an event that cannot be used. It has no place in Kafka where it
-// lay; in its stead it has a number of its own, which is the same if it is sent again (I5).
+// parked is the dead letter of an event that cannot be used.
 func parked(c *call, p *Problem, got *receipt) output.Entry {
-	id := identity.Hash("unusable event", got.source, c.raw)
 	reason := p.Code + ": " + p.Reason
 	if p.Field != "" {
 		reason = p.Field + ": " + reason
@@ -343,13 +338,7 @@ func parked(c *call, p *Problem, got *receipt) output.Entry {
 	if len(userID) > maxUserIDBytes {
 		userID = ""
 	}
-	d := &event.DeadLetter{Service: topic.Collector, Topic: kafka.OriginHTTP, Offset: int64(binary.BigEndian.Uint64(id[:]) >> 1),
-		Value: []byte(c.raw), Headers: []event.Header{{Key: "source", Value: []byte(got.source)}},
-		Reason: reason, ParkedAt: got.at, ProducedAt: got.at, UserID: userID}
-	if userID != "" {
-		d.Key = []byte(userID)
-	}
-	return output.Entry{Topic: topic.DeadLetters(topic.Collector), Key: userID, Record: d}
+	return output.Unusable(got.source, userID, []byte(c.raw), reason, got.at)
 }
 
 // turn waits for a turn; false if none came. Give it back.

@@ -22,7 +22,6 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/token"
-	"github.com/hikyaku/hikyaku/schemas/topic"
 
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/bodies"
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/output"
@@ -248,8 +247,6 @@ func kindOf(e *output.Entry) string {
 
 // park is what an authentic delivery becomes that nobody can use: its sender has
 // done what it could, and repeating it would change nothing (I2).
-func park(source, id, userID string, body []byte, now time.Time, reason string) verdict {
-	return verdict{result: resultParked, note: reason, entries: []output.Entry{{Topic: topic.DeadLettersCollector, Key: id, Record: &event.DeadLetter{
-		Service: topic.Collector, Topic: "webhook." + source, Key: []byte(id), Value: body, Reason: reason,
-		ParkedAt: now, ProducedAt: now, UserID: userID}}}}
+func park(source, userID string, body []byte, now time.Time, reason string) verdict {
+	return verdict{result: resultParked, note: reason, entries: []output.Entry{output.Unusable("webhook:"+source, userID, body, reason, now)}}
 }
