@@ -1,6 +1,7 @@
 package intake
 
 import (
+	"compress/flate"
 	"compress/gzip"
 	"errors"
 	"fmt"
@@ -114,6 +115,9 @@ func (h *Handler) read(w http.ResponseWriter, r *http.Request, limit int64, pack
 func broken(err error, limit int64) *refusal {
 	if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
 		return tooLarge(limit)
+	}
+	if damaged := flate.CorruptInputError(0); errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.As(err, &damaged) {
+		return refuse(http.StatusBadRequest, "encoding", "the body is not gzip, as Content-Encoding says, or something follows it")
 	}
 	return refuse(http.StatusBadRequest, "body", "the body could not be read to its end")
 }

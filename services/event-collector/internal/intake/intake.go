@@ -395,7 +395,7 @@ func NotFound(mux *http.ServeMux) http.HandlerFunc {
 				no = refuse(http.StatusMethodNotAllowed, "method", r.Method+" is not taken here; "+method+" is")
 			}
 		}
-		w.Header()["Content-Type"] = isJSON
+		w.Header()["Content-Type"], w.Header()["Cache-Control"] = isJSON, notKept
 		w.WriteHeader(no.status)
 		_ = json.NewEncoder(w).Encode(answer{Errors: []*Problem{&no.Problem}})
 	}
