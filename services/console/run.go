@@ -56,18 +56,9 @@ func (a *app) start(ctx context.Context, campaign string, again, yes bool) error
 	}
 	request := identity.ID(randomBytes())
 	run := identity.Run(a.cluster.Namespace(), campaign, request.String())
-	rec, err := a.cluster.Record(topic.RunRequests, campaign, &event.RunRequest{Action: "start", RequestID: request, CampaignID: campaign, Again: again,
-		RequestedAt: now(), RequestedBy: author()})
-	if err != nil {
+	if err := say(ctx, a.cluster, topic.RunRequests, campaign, &event.RunRequest{Action: "start", RequestID: request, CampaignID: campaign, Again: again,
+		RequestedAt: now(), RequestedBy: author()}); err != nil {
 		return err
-	}
-	producer, err := a.cluster.Producer()
-	if err != nil {
-		return err
-	}
-	defer producer.Close()
-	if err := producer.ProduceSync(ctx, rec).FirstErr(); err != nil {
-		return missing("the request could not be written to Kafka: %w", err)
 	}
 	crash.At(crash.StartRequested)
 	s, err := a.awaitRun(ctx, run)
@@ -124,6 +115,7 @@ type runState struct {
 	Balanced   bool       `json:"balanced"`
 	StartedAt  *time.Time `json:"started_at"`
 	FinishedAt *time.Time `json:"finished_at"`
+	Unread     int64      `json:"unread_spool_events"` // when its audience was read
 }
 
 func (s *runState) ended() bool {
@@ -136,7 +128,7 @@ func (s *runState) settled() int64 { return s.Excluded + s.Requested - s.Waiting
 // Only what the resolver counted: counting stored messages, too, is what balance
 // does, and too much to be asked four times a second.
 const runQuery = `SELECT campaign_id, state, note, expected, shards.candidates - counters.repeats AS audience, counters.excluded, counters.requested, counters.waiting, counters.rejected,
-  counters.accepted, counters.failed, counters.uncertain, counters.expired, counters.cancelled, counters.parked, balanced, started_at, finished_at
+  counters.accepted, counters.failed, counters.uncertain, counters.expired, counters.cancelled, counters.parked, balanced, started_at, finished_at, unread_spool_events
 FROM runs,
   (SELECT sum(candidates) AS candidates FROM run_shards WHERE run_id = toUUID(?) AND children = 0) AS shards,
   (SELECT sum(repeats) AS repeats, sum(arraySum(mapValues(run_counters.excluded))) AS excluded, sum(requested) AS requested, sum(waiting) AS waiting, sum(rejected) AS rejected,
@@ -156,7 +148,7 @@ func (a *app) runState(ctx context.Context, run identity.ID) (*runState, error) 
 	a.sql(runQuery, id, id, id)
 	s := runState{RunID: run.String()}
 	err = conn.QueryRow(ctx, runQuery, id, id, id).Scan(&s.CampaignID, &s.State, &s.Note, &s.Expected, &s.Audience, &s.Excluded, &s.Requested, &s.Waiting, &s.Rejected,
-		&s.Accepted, &s.Failed, &s.Uncertain, &s.Expired, &s.Cancelled, &s.Parked, &s.Balanced, &s.StartedAt, &s.FinishedAt)
+		&s.Accepted, &s.Failed, &s.Uncertain, &s.Expired, &s.Cancelled, &s.Parked, &s.Balanced, &s.StartedAt, &s.FinishedAt, &s.Unread)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, errNoRun
 	}
@@ -194,6 +186,19 @@ func runArg(s string) (identity.ID, error) {
 	return id, nil
 }
 
+// knownRun is the run that somebody names.
+func (a *app) knownRun(ctx context.Context, arg string) (identity.ID, *runState, error) {
+	run, err := runArg(arg)
+	if err != nil {
+		return run, nil, err
+	}
+	s, err := a.runState(ctx, run)
+	if errors.Is(err, errNoRun) {
+		err = usage("there is no run %s", run)
+	}
+	return run, s, err
+}
+
 func (a *app) statusCommand() *cobra.Command {
 	var follow bool
 	cmd := &cobra.Command{
@@ -216,14 +221,7 @@ With a run, on a terminal status draws a bar until the run has ended. Otherwise,
 }
 
 func (a *app) status(ctx context.Context, arg string, follow bool) error {
-	run, err := runArg(arg)
-	if err != nil {
-		return err
-	}
-	s, err := a.runState(ctx, run)
-	if errors.Is(err, errNoRun) {
-		return usage("there is no run %s", run)
-	}
+	run, s, err := a.knownRun(ctx, arg)
 	if err != nil {
 		return err
 	}
@@ -240,7 +238,15 @@ func (a *app) status(ctx context.Context, arg string, follow bool) error {
 	if s.Uncertain > 0 {
 		fmt.Fprintln(a.out, aboutUncertain(s.Uncertain, run))
 	}
+	if s.Unread > 0 {
+		fmt.Fprintln(a.out, aboutUnread(s.Unread))
+	}
 	return nil
+}
+
+// aboutUnread says what a run's audience was read without, wherever that is above 0.
+func aboutUnread(n int64) string {
+	return thousands(n) + " events still lay in collectors' spools when the audience was read, and were not counted in it (hikyaku topic read spools says where)"
 }
 
 func (s *runState) sentence() string {
@@ -313,14 +319,7 @@ func (a *app) cancelCommand() *cobra.Command {
 }
 
 func (a *app) cancel(ctx context.Context, arg string) error {
-	run, err := runArg(arg)
-	if err != nil {
-		return err
-	}
-	s, err := a.runState(ctx, run)
-	if errors.Is(err, errNoRun) {
-		return usage("there is no run %s", run)
-	}
+	run, s, err := a.knownRun(ctx, arg)
 	if err != nil {
 		return err
 	}
@@ -343,18 +342,6 @@ func (a *app) requestCancel(ctx context.Context, campaign string, run identity.I
 	if err != nil {
 		return err
 	}
-	rec, err := c.Record(topic.RunRequests, campaign, &event.RunRequest{Action: "cancel", RequestID: identity.ID(randomBytes()), CampaignID: campaign, RunID: &run,
+	return say(ctx, c, topic.RunRequests, campaign, &event.RunRequest{Action: "cancel", RequestID: identity.ID(randomBytes()), CampaignID: campaign, RunID: &run,
 		RequestedAt: now(), RequestedBy: author()})
-	if err != nil {
-		return err
-	}
-	producer, err := c.Producer()
-	if err != nil {
-		return err
-	}
-	defer producer.Close()
-	if err := producer.ProduceSync(ctx, rec).FirstErr(); err != nil {
-		return missing("the request could not be written to Kafka: %w", err)
-	}
-	return nil
 }

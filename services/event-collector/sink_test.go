@@ -24,6 +24,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
+	"github.com/hikyaku/hikyaku/services/internal/spool"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
 )
 
@@ -37,6 +38,8 @@ type stage struct {
 	conn    *clickhouse.Conn
 	service *Service
 	tel     *telemetry.Telemetry
+
+	spoolDir string
 }
 
 // startSink runs a sink until the test ends. It writes through into, if given,
@@ -51,7 +54,13 @@ func startSink(t *testing.T, away *switchable) *stage {
 	into, err := clickhouse.Open(at, s.conn.Database())
 	require.NoError(t, err)
 	s.tel = kafkatest.Telemetry(t, topic.Collector)
-	s.service, err = New(Config{Kafka: k.Config(), ClickHouse: at, Sink: SinkConfig{Linger: 20 * time.Millisecond, BatchRecords: 20000, BatchMiB: 32}}, s.tel)
+	// Not a sink's: an intake may run beside it.
+	s.spoolDir = t.TempDir()
+	left, err := spool.Open(spool.Options{Dir: s.spoolDir, Label: k.Config().Namespace, Owner: "event-collector-0", MaxBytes: 1 << 20})
+	require.NoError(t, err)
+	require.NoError(t, left.Append(t.Context(), spool.Entry{Topic: topic.Events, Key: "u", Record: &event.Event{EventID: "e", UserID: "u", Name: "x"}}))
+	require.NoError(t, left.Close())
+	s.service, err = New(Config{Kafka: k.Config(), ClickHouse: at, Spool: SpoolConfig{Dir: s.spoolDir, MaxMiB: 1}, Sink: SinkConfig{Linger: 20 * time.Millisecond, BatchRecords: 20000, BatchMiB: 32}}, s.tel)
 	require.NoError(t, err)
 	s.service.sinkInto(into)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -226,6 +235,10 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 		s.record(topic.Profiles, "undone", &event.Profile{UserID: "undone", Revision: 2, CreatedAt: noon, UpdatedAt: noon, Deleted: true}),
 	)
 	s.waitUntilSunk()
+	_, rest, err := spool.Look(s.spoolDir)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, rest.Records)
+	require.Empty(t, s.All(t, topic.Spools), "a sink has no spool to tell of")
 
 	const typed = "(map('s','a \"quoted\" 飛脚'),map('i',9007199254740993),map('f',1.5),map('b',true),map('t',toUnixTimestamp64Micro(toDateTime64('2026-05-17 12:00:00.123456',6,'UTC'))),map('j','{\"a\":[1,2]}'))"
 	at := func(column, moment string) string {
@@ -438,21 +451,6 @@ func TestClickHouseAwayIsWaitedForAndSaid(t *testing.T) {
 	kafkatest.Eventually(t, func() bool { return len(s.tel.Health.NotReady()) == 0 }, "still not ready: %v", s.tel.Health.NotReady())
 }
 
-// metric is the value of a metric of one label.
-func (s *stage) metric(name, label string) float64 {
-	s.t.Helper()
-	families, err := s.tel.Registry.Gather()
-	require.NoError(s.t, err)
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			if f.GetName() == name && (label == "" || m.GetLabel()[0].GetValue() == label) {
-				return m.GetGauge().GetValue() + m.GetCounter().GetValue()
-			}
-		}
-	}
-	return 0
-}
-
 func TestAnAnswerThatIsLostAndADatabaseThatIsSlowLoseNothingAndDoubleNothing(t *testing.T) {
 	t.Parallel()
 	between := &switchable{}
@@ -481,7 +479,7 @@ func TestAnAnswerThatIsLostAndADatabaseThatIsSlowLoseNothingAndDoubleNothing(t *
 	visit(500)
 	kafkatest.Eventually(t, func() bool { return between.held.Load() > 0 }, "no insert comes")
 	visit(20_000)
-	kafkatest.Eventually(t, func() bool { return s.metric("sink_lag_records", "events") == 20_500 }, "the lag is not said")
+	kafkatest.Eventually(t, func() bool { return metric(t, s.tel, "sink_lag_records", "events") == 20_500 }, "the lag is not said")
 	require.EqualValues(t, 1, between.held.Load(), "what comes meanwhile waits in Kafka")
 	require.Equal(t, "300 of 300", counted())
 	between.hold.Store(nil)
@@ -489,7 +487,7 @@ func TestAnAnswerThatIsLostAndADatabaseThatIsSlowLoseNothingAndDoubleNothing(t *
 	s.waitUntilSunk()
 	require.Equal(t, "20800 of 20800", counted())
 	kafkatest.Eventually(t, func() bool {
-		return s.metric("sink_lag_records", "events") == 0 && s.metric("sink_complete_until_seconds", "") > 0
+		return metric(t, s.tel, "sink_lag_records", "events") == 0 && metric(t, s.tel, "sink_complete_until_seconds", "") > 0
 	}, "the lag is still said")
 	require.Empty(t, s.All(t, topic.DeadLettersCollector))
 }
