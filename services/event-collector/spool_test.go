@@ -308,6 +308,6 @@ func TestDamageThatIsFoundLateIsNamedAndKeepsNobodyOut(t *testing.T) {
 	kafkatest.Eventually(t, func() bool { return strings.Contains(s.status("spool").Reason, files[0]+" is damaged") }, "nobody says what is damaged")
 	require.Equal(t, http.StatusOK, s.track("u", 6))
 	require.Empty(t, s.came(), "nobody overtakes what cannot be read")
-	require.EqualValues(t, 6, s.metric("intake_spool_records", ""))
+	require.EqualValues(t, 6, metric(t, s.tel, "intake_spool_records", ""))
 	require.Empty(t, s.tel.Health.NotReady())
 }
