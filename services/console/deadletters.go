@@ -374,8 +374,10 @@ func (a *app) deadLetter(ctx context.Context, id string) error {
 		w.Final = err.Error()
 	}
 	switch {
-	case d.Topic == kafka.OriginHTTP:
-		w.Value = json.RawMessage(d.Value) // the event as it was sent
+	case d.Topic == kafka.OriginHTTP && json.Valid(d.Value):
+		w.Value = json.RawMessage(d.Value) // as it was sent
+	case d.Topic == kafka.OriginHTTP: // a provider may have signed anything
+		w.Error, w.Base64 = "it is not JSON", base64.StdEncoding.EncodeToString(d.Value)
 	case d.Value != nil:
 		t, _ := topic.ByName(topic.Name(d.Topic))
 		value, err := decodedValue(c, t.Record, &kgo.Record{Topic: t.Name.In(c.Namespace()), Partition: d.Partition, Offset: d.Offset, Value: d.Value})

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -161,6 +162,15 @@ func TestWhatCannotBeReplayedSaysWhy(t *testing.T) {
 	require.Equal(t, exitBroken, a.code)
 	require.Contains(t, a.out, "was never in Kafka: whoever sent it has to mend it and send it again")
 	s.ok("dead-letters", "drop", "event-collector/0", "--because", "a test of theirs")
+
+	r, err = s.cluster.Record(topic.DeadLetters(topic.Collector), "", &event.DeadLetter{Service: topic.Collector, Topic: kafka.OriginHTTP, Offset: 6,
+		Value: []byte(`{"eventType":"Bou`), Headers: []event.Header{{Key: "source", Value: []byte("webhook:ses")}}, Reason: "the event of SES cannot be read: it ends early"})
+	require.NoError(t, err)
+	s.Produce(t, r)
+	shown = s.ok("dead-letters", "show", "event-collector/1").out
+	require.Contains(t, shown, "HTTP, webhook:ses")
+	require.Contains(t, shown, base64.StdEncoding.EncodeToString([]byte(`{"eventType":"Bou`)))
+	require.Contains(t, s.ok("dead-letters", "show", "event-collector/1", "--json").out, `"error":"it is not JSON"`)
 }
 
 // Of two who replay at once, one does; and what one leaves open who is killed before

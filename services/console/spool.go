@@ -37,7 +37,7 @@ drain brings what is in the spool to Kafka, in order, and remembers how far it h
 what it may produce twice has the same ids. It is refused (exit code 3) while a collector uses the spool, and for a spool of another
 NAMESPACE. If Kafka takes nothing for --timeout, it gives up; nothing is lost.
 
-Damage is not passed over: exit code 1, and the file is named. Such a spool also keeps its collector from starting: move the directory aside, start the collector,
+Damage is not passed over: exit code 1, and the file is named. Such a spool also keeps its collector from starting, or from draining: move the directory aside, start the collector,
 and drain what can be read with --salvage, which says how many bytes could not (and exits with 1 if there are any).`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.spoolDrained(cmd.Context(), args[0], salvage) }}
 	drained.Flags().BoolVar(&salvage, "salvage", false, "pass over what is damaged")

@@ -850,6 +850,32 @@ func TestAProvidersReportIsDurableBeforeItIsAnswered(t *testing.T) {
 	require.Equal(t, 2, patched)
 }
 
+// Who delivers is known when it is read: more than are worked on at once send slowly, and a provider is heard all the same.
+func TestManyWhoDeliverSlowlyKeepNoProviderOut(t *testing.T) {
+	t.Parallel()
+	const secret = "0123456789abcdef0123456789abcdef"
+	s := startIntake(t, func(c *Config) {
+		c.Webhooks.LINE, c.Intake.Connections, c.Intake.AckTimeout = secret, 200, 100*time.Millisecond
+	})
+	for range 128 {
+		c, err := net.Dial("tcp", strings.TrimPrefix(s.base, "http://"))
+		require.NoError(t, err)
+		defer c.Close()
+		_, err = io.WriteString(c, "POST /w/line HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\nExpect: 100-continue\r\n\r\n")
+		require.NoError(t, err)
+		line, err := bufio.NewReader(c).ReadString('\n')
+		require.NoError(t, err)
+		require.Contains(t, line, "100 Continue", "it is being read")
+	}
+	const body = `{"destination":"U","events":[]}`
+	mac := hmac.New(sha256.New, []byte(secret))
+	mac.Write([]byte(body))
+	got := s.do("POST", "/w/line", strings.NewReader(body), func(r *http.Request) {
+		r.Header.Set("X-Line-Signature", base64.StdEncoding.EncodeToString(mac.Sum(nil)))
+	})
+	require.Equal(t, http.StatusOK, got.StatusCode, got.body)
+}
+
 func TestSettingsOfWebhooksThatCannotWorkAreRefused(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]WebhookConfig{

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -282,5 +283,31 @@ func TestEventsAreTakenBeforeKafkaIsFound(t *testing.T) {
 	require.Equal(t, http.StatusFound, s.do("GET", "/c/"+s.token(token.Click, target), nil, nil).StatusCode)
 	require.Equal(t, http.StatusOK, s.track("u", 0))
 	kafkatest.Eventually(t, func() bool { return s.status("topics").Reason != "" }, "nobody says that Kafka is away")
+	require.Empty(t, s.tel.Health.NotReady())
+}
+
+// Inside an older file damage is found only when it is drained.
+func TestDamageThatIsFoundLateIsNamedAndKeepsNobodyOut(t *testing.T) {
+	t.Parallel()
+	k, dir := kafkatest.Start(t), t.TempDir()
+	full, err := spool.Open(spool.Options{Dir: dir, Label: k.Config().Namespace, MaxBytes: 1 << 20, SegmentBytes: 300})
+	require.NoError(t, err)
+	for n := range 5 {
+		require.NoError(t, full.Append(t.Context(), spool.Entry{Topic: topic.Events, Key: "u", Record: &event.Event{EventID: fmt.Sprint(n), UserID: "u", Name: "x", OccurredAt: time.Now(), ReceivedAt: time.Now()}}))
+	}
+	require.NoError(t, full.Close())
+	files, err := filepath.Glob(filepath.Join(dir, "*.spool"))
+	require.NoError(t, err)
+	require.Greater(t, len(files), 1)
+	b, err := os.ReadFile(files[0])
+	require.NoError(t, err)
+	b[40] ^= 4
+	require.NoError(t, os.WriteFile(files[0], b, 0o600))
+
+	s := startIntakeOn(t, k, func(c *Config) { c.Spool.Dir = dir })
+	kafkatest.Eventually(t, func() bool { return strings.Contains(s.status("spool").Reason, files[0]+" is damaged") }, "nobody says what is damaged")
+	require.Equal(t, http.StatusOK, s.track("u", 6))
+	require.Empty(t, s.came(), "nobody overtakes what cannot be read")
+	require.EqualValues(t, 6, metric(t, s.tel, "intake_spool_records", ""))
 	require.Empty(t, s.tel.Health.NotReady())
 }

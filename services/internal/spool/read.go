@@ -93,18 +93,23 @@ func (s *Spool) survey() error {
 // Look says what a spool holds, without opening it: another process may be using it. Errors: fs.ErrNotExist
 // if there is no spool; *CorruptError.
 func Look(dir string) (label string, st Stats, err error) {
-	s := &Spool{o: Options{Dir: dir, Log: slog.New(slog.DiscardHandler)}}
-	b, err := os.ReadFile(s.path("label"))
-	if err != nil {
-		return "", st, err
+	for {
+		s := &Spool{o: Options{Dir: dir, Log: slog.New(slog.DiscardHandler)}}
+		b, err := os.ReadFile(s.path("label"))
+		if err != nil {
+			return "", st, err
+		}
+		if s.mark, err = readMark(s.path("mark")); err != nil {
+			s.mark = position{} // as Open has it: all of it
+		}
+		if err = s.survey(); err == nil {
+			return strings.TrimSuffix(string(b), "\n"), s.Stats(), nil
+		}
+		// What was drained meanwhile is gone, which is no damage.
+		if mark, _ := readMark(s.path("mark")); mark == s.mark && !errors.Is(err, os.ErrNotExist) {
+			return "", st, err
+		}
 	}
-	if s.mark, err = readMark(s.path("mark")); err != nil {
-		s.mark = position{} // as Open has it: all of it
-	}
-	if err := s.survey(); err != nil {
-		return "", st, err
-	}
-	return strings.TrimSuffix(string(b), "\n"), s.Stats(), nil
 }
 
 // count adds what a segment holds that is not drained, by its headers.

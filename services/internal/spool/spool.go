@@ -8,7 +8,7 @@
 //	magic    4 bytes
 //	length   uint32, of the body
 //	records  uint32, in the body
-//	number   uint64, one more than that of the batch before
+//	number   uint64, above that of the batch before
 //	time     int64, microseconds since 1970
 //	checksum uint32, CRC-32C of all above but the magic, and of the body
 //	body     records: see appendRecord
@@ -47,6 +47,8 @@ type Entry struct {
 var (
 	// ErrFull says that the spool's bound is reached. Nothing was kept.
 	ErrFull = errors.New("the spool is full")
+	// ErrSlow says that too much waits for the disk already. Nothing was kept.
+	ErrSlow = errors.New("the disk of the spool does not keep up")
 	// ErrLocked says that another process uses the spool.
 	ErrLocked = errors.New("the spool is in use by another process")
 	// ErrLabel says that the spool holds somebody else's records.
@@ -73,8 +75,9 @@ type Options struct {
 	Salvage bool
 	Log     *slog.Logger
 
-	now  func() time.Time
-	sync func(*os.File) error // fails in tests
+	now         func() time.Time
+	sync        func(*os.File) error // fails in tests
+	maxGathered int64
 }
 
 // Spool is an open spool. Append may be called concurrently; Next, Rewind and Advance are for
@@ -126,6 +129,10 @@ type position struct {
 // commitBytes is about how much is written and fsynced at once.
 const commitBytes = 4 << 20
 
+// maxGatheredBytes is how much may wait in memory for a disk that hangs: more than is on its way to
+// Kafka when that goes away, which all comes here at once.
+const maxGatheredBytes = 256 << 20
+
 // Open opens a spool, or makes it. The end of the last segment that was never
 // acknowledged, because it was not written whole, is set aside. Errors: ErrLocked; *CorruptError;
 // what the disk says.
@@ -133,6 +140,9 @@ func Open(o Options) (*Spool, error) {
 	s := &Spool{o: o, wake: make(chan struct{}, 1), committed: make(chan struct{}, 1), written: make(chan struct{})}
 	if s.o.SegmentBytes == 0 {
 		s.o.SegmentBytes = min(o.MaxBytes/8, 64<<20)
+	}
+	if s.o.maxGathered == 0 {
+		s.o.maxGathered = maxGatheredBytes
 	}
 	if s.o.now == nil {
 		s.o.now = time.Now
@@ -313,8 +323,8 @@ func (t *Ticket) Wait(ctx context.Context) error {
 }
 
 // Add gathers entries, which Encode has made into b, for the next commit, in the order of its calls.
-// It does not wait, but for a schema that is new here. Errors: ErrFull, ErrClosed; what the
-// disk says to a schema.
+// It does not wait, but for a schema that is new here. Errors: ErrFull, ErrSlow, ErrClosed; what
+// the disk says to a schema.
 func (s *Spool) Add(entries []Entry, b []byte) (*Ticket, error) {
 	for _, e := range entries {
 		if err := s.schemas.keep(e.Record); err != nil {
@@ -325,6 +335,9 @@ func (s *Spool) Add(entries []Entry, b []byte) (*Ticket, error) {
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil, ErrClosed
+	}
+	if s.gathered+int64(len(b)) > s.o.maxGathered {
+		return nil, ErrSlow
 	}
 	taken := s.gathered + int64(len(b)) + headerBytes
 	for _, g := range s.segments {

@@ -455,3 +455,72 @@ func FuzzASegmentOfAnyBytesIsReadOrRefused(f *testing.F) {
 		}
 	})
 }
+
+func TestASpoolInUseCanBeLookedAt(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, Options{Dir: dir, Label: "ns", SegmentBytes: 300})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range 100 {
+			if s.Append(context.Background(), at(i)) != nil {
+				return
+			}
+			if i%5 != 0 {
+				continue
+			}
+			for {
+				b, err := s.Next()
+				if err != nil || s.Advance(b) != nil {
+					break
+				}
+			}
+		}
+	}()
+	for looks := 0; ; looks++ {
+		label, st, err := Look(dir)
+		require.NoError(t, err, "after %d looks", looks)
+		require.Equal(t, "ns", label)
+		require.LessOrEqual(t, st.Records, int64(10))
+		select {
+		case <-done:
+			return
+		default:
+		}
+	}
+}
+
+func TestWhatWaitsForADiskThatHangsIsBounded(t *testing.T) {
+	t.Parallel()
+	syncs, hold := 0, make(chan struct{})
+	s := open(t, Options{Dir: t.TempDir(), maxGathered: 10 << 10, sync: func(f *os.File) error {
+		if syncs++; syncs == 3 { // that of the segment, that of the first batch
+			<-hold
+		}
+		return f.Sync()
+	}})
+	release := sync.OnceFunc(func() { close(hold) })
+	t.Cleanup(release)
+	fill(t, s, 0, 1)
+	var tickets []*Ticket
+	var err error
+	for i := 1; err == nil; i++ {
+		require.Less(t, i, 1000, "memory has no bound")
+		var b []byte
+		b, err = Encode(nil, []Entry{at(i)})
+		require.NoError(t, err)
+		var ticket *Ticket
+		if ticket, err = s.Add([]Entry{at(i)}, b); err == nil {
+			tickets = append(tickets, ticket)
+		}
+	}
+	require.ErrorIs(t, err, ErrSlow)
+	require.Greater(t, len(tickets), 50)
+	release()
+	for _, ticket := range tickets {
+		require.NoError(t, ticket.Wait(t.Context()))
+	}
+	fill(t, s, 1000, 1001)
+	require.EqualValues(t, len(tickets)+2, s.Stats().Records)
+}

@@ -1,6 +1,7 @@
 package intake
 
 import (
+	"compress/flate"
 	"compress/gzip"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/hikyaku/hikyaku/services/event-collector/internal/bodies"
 )
 
 // Sizes of what is accepted, as Segment's. A batch is measured after it was
@@ -45,8 +48,8 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b
 // unpackers are 40 KiB each.
 var unpackers sync.Pool
 
-// readBody reads at most limit bytes, unpacked if need be. The bytes are held by mem.
-func (h *Handler) readBody(w http.ResponseWriter, r *http.Request, limit int64, mem *reader) (string, *refusal) {
+// readBody reads at most limit bytes, unpacked if need be.
+func (h *Handler) readBody(w http.ResponseWriter, r *http.Request, limit int64, held *bodies.Body) (string, *refusal) {
 	if r.ContentLength > limit {
 		return "", tooLarge(limit)
 	}
@@ -58,21 +61,14 @@ func (h *Handler) readBody(w http.ResponseWriter, r *http.Request, limit int64, 
 	default:
 		return "", refuse(http.StatusUnsupportedMediaType, "encoding", "the body's encoding is not gzip or identity")
 	}
-	// Reading ends at once when somebody needs the memory more.
-	mem.cut = func() { _ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) }
-	mem.begin()
-	body, err := h.read(w, r, limit, packed, mem)
-	if mem.end() {
-		return "", busy("this body came so slowly that others needed its place; send it again")
-	}
-	return body, err
+	return h.read(w, r, limit, packed, held)
 }
 
 func tooLarge(limit int64) *refusal {
 	return refuse(http.StatusRequestEntityTooLarge, "too_large", fmt.Sprintf("the body is larger than %d bytes", limit))
 }
 
-func (h *Handler) read(w http.ResponseWriter, r *http.Request, limit int64, packed bool, mem *reader) (string, *refusal) {
+func (h *Handler) read(w http.ResponseWriter, r *http.Request, limit int64, packed bool, held *bodies.Body) (string, *refusal) {
 	from := io.Reader(r.Body)
 	if r.ContentLength < 0 {
 		from = http.MaxBytesReader(w, r.Body, limit) // which also ends the connection
@@ -104,7 +100,7 @@ func (h *Handler) read(w http.ResponseWriter, r *http.Request, limit int64, pack
 		if int64(len(b)) > limit {
 			return "", tooLarge(limit)
 		}
-		if n > 0 && !mem.take(r.Context(), int64(n), h.AckTimeout/2) {
+		if n > 0 && !held.Take(r.Context(), int64(n), h.AckTimeout/2) {
 			return "", busy("too much is being taken in; try again")
 		}
 		if errors.Is(err, io.EOF) {
@@ -119,6 +115,9 @@ func (h *Handler) read(w http.ResponseWriter, r *http.Request, limit int64, pack
 func broken(err error, limit int64) *refusal {
 	if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
 		return tooLarge(limit)
+	}
+	if damaged := flate.CorruptInputError(0); errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.As(err, &damaged) {
+		return refuse(http.StatusBadRequest, "encoding", "the body is not gzip, as Content-Encoding says, or something follows it")
 	}
 	return refuse(http.StatusBadRequest, "body", "the body could not be read to its end")
 }

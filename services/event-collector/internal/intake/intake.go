@@ -7,9 +7,7 @@ package intake
 import (
 	"context"
 	"crypto/rand"
-	"encoding/binary"
 	"encoding/json"
-
 	"math"
 	"net/http"
 	"net/url"
@@ -19,12 +17,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
-	"github.com/hikyaku/hikyaku/services/internal/kafka"
 
+	"github.com/hikyaku/hikyaku/services/event-collector/internal/bodies"
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/output"
 )
 
@@ -48,7 +45,7 @@ type Options struct {
 type Handler struct {
 	Options
 	slots    chan struct{}
-	memory   *memory
+	memory   *bodies.Bound
 	now      func() time.Time
 	requests *prometheus.CounterVec
 	records  map[topic.Name]prometheus.Counter
@@ -59,7 +56,7 @@ type Handler struct {
 
 // New returns a handler whose metrics are registered.
 func New(o Options) *Handler {
-	h := &Handler{Options: o, slots: make(chan struct{}, o.Concurrency), memory: newMemory(max(o.MemoryBytes, 2*MaxBatchBytes)), now: time.Now,
+	h := &Handler{Options: o, slots: make(chan struct{}, o.Concurrency), memory: bodies.New(max(o.MemoryBytes, 2*MaxBatchBytes)), now: time.Now,
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "intake_requests_total", Help: "Requests to /v1, by status answered."}, []string{"status"}),
 		records:  map[topic.Name]prometheus.Counter{},
 		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "intake_rejected_total", Help: "Events that could not be used, by code."}, []string{"code"}),
@@ -67,11 +64,7 @@ func New(o Options) *Handler {
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
 	}
 	records := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "intake_records_total", Help: "Records that Kafka or the spool has and that were answered with 200, by topic."}, []string{"topic"})
-	reading := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "intake_reading", Help: "Requests to /v1 whose body is still on its way."}, func() float64 {
-		h.memory.mu.Lock()
-		defer h.memory.mu.Unlock()
-		return float64(h.memory.readers.Len())
-	})
+	reading := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "intake_reading", Help: "Requests to /v1 whose body is still on its way."}, func() float64 { return float64(h.memory.Reading()) })
 	// Made once: looking one up costs as much as a small request's decoding.
 	for _, t := range []topic.Name{topic.Events, topic.ProfileUpdates, topic.DeadLetters(topic.Collector)} {
 		h.records[t] = records.WithLabelValues(string(t))
@@ -247,9 +240,13 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, kind string, rec
 	if kind == batch {
 		limit = MaxBatchBytes
 	}
-	mem := reader{m: h.memory}
-	defer mem.release()
-	body, no := h.readBody(w, r, limit, &mem)
+	// Reading ends at once when somebody needs the memory more.
+	held := h.memory.Begin(func() { _ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) })
+	defer held.Release()
+	body, no := h.readBody(w, r, limit, held)
+	if held.End() {
+		no = busy("this body came so slowly that others needed its place; send it again")
+	}
 	if no != nil {
 		return answer{}, no
 	}
@@ -328,10 +325,8 @@ func (h *Handler) decide(req *request, kind string, got *receipt) ([]output.Entr
 	return entries, a
 }
 
-// parked is the dead letter of an event that cannot be used. It has no place in Kafka where it
-// lay; in its stead it has a number of its own, which is the same if it is sent again (I5).
+// parked is the dead letter of an event that cannot be used.
 func parked(c *call, p *Problem, got *receipt) output.Entry {
-	id := identity.Hash("unusable event", got.source, c.raw)
 	reason := p.Code + ": " + p.Reason
 	if p.Field != "" {
 		reason = p.Field + ": " + reason
@@ -343,13 +338,7 @@ func parked(c *call, p *Problem, got *receipt) output.Entry {
 	if len(userID) > maxUserIDBytes {
 		userID = ""
 	}
-	d := &event.DeadLetter{Service: topic.Collector, Topic: kafka.OriginHTTP, Offset: int64(binary.BigEndian.Uint64(id[:]) >> 1),
-		Value: []byte(c.raw), Headers: []event.Header{{Key: "source", Value: []byte(got.source)}},
-		Reason: reason, ParkedAt: got.at, ProducedAt: got.at, UserID: userID}
-	if userID != "" {
-		d.Key = []byte(userID)
-	}
-	return output.Entry{Topic: topic.DeadLetters(topic.Collector), Key: userID, Record: d}
+	return output.Unusable(got.source, userID, []byte(c.raw), reason, got.at)
 }
 
 // turn waits for a turn; false if none came. Give it back.
@@ -406,7 +395,7 @@ func NotFound(mux *http.ServeMux) http.HandlerFunc {
 				no = refuse(http.StatusMethodNotAllowed, "method", r.Method+" is not taken here; "+method+" is")
 			}
 		}
-		w.Header()["Content-Type"] = isJSON
+		w.Header()["Content-Type"], w.Header()["Cache-Control"] = isJSON, notKept
 		w.WriteHeader(no.status)
 		_ = json.NewEncoder(w).Encode(answer{Errors: []*Problem{&no.Problem}})
 	}

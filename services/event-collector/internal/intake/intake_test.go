@@ -1,6 +1,8 @@
 package intake
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"net/http"
@@ -38,4 +40,30 @@ func TestWhatCouldNotBeStoredIsNotPaidFor(t *testing.T) {
 	}
 	away = nil
 	require.Equal(t, []int{200, 200, 429}, []int{send(), send(), send()})
+}
+
+func TestWhoSaysGzipAndSendsSomethingElseIsToldSo(t *testing.T) {
+	t.Parallel()
+	keys, err := ParseKeys("k", 0)
+	require.NoError(t, err)
+	h := New(Options{Keys: keys, AckTimeout: time.Second, Concurrency: 1, Registry: prometheus.NewRegistry()})
+	mux := http.NewServeMux()
+	h.Register(mux)
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	_, err = z.Write([]byte(`{"userId":"u","event":"x"}`))
+	require.NoError(t, err)
+	require.NoError(t, z.Close())
+	whole := packed.String()
+	for body, says := range map[string]string{
+		`{"userId":"u","event":"x"}`: "not gzip", whole + "and more of it": "not gzip", whole[:len(whole)-8] + "12345678": "not gzip", whole[:12] + "\xff\xff" + whole[14:]: "not gzip",
+		whole[:20]: "to its end",
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), "POST", "/v1/track?writeKey=k", strings.NewReader(body))
+		r.Header.Set("Content-Encoding", "gzip")
+		w := httptest.NewRecorder()
+		mux.ServeHTTP(w, r)
+		require.Equal(t, http.StatusBadRequest, w.Code)
+		require.Contains(t, w.Body.String(), says, "%q", body)
+	}
 }

@@ -62,7 +62,7 @@ func (h *Handler) decideLINE(_ context.Context, header http.Header, body []byte,
 	for _, raw := range delivery.Events {
 		var e lineEvent
 		if err := json.Unmarshal(raw, &e); err != nil {
-			p := park(sourceLINE, "", "", raw, now, fmt.Sprintf("the event of LINE cannot be read: %v", err))
+			p := park(sourceLINE, "", raw, now, fmt.Sprintf("the event of LINE cannot be read: %v", err))
 			v.entries, v.result, v.note = append(v.entries, p.entries...), p.result, p.note
 			continue
 		}

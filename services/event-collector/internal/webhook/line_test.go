@@ -51,7 +51,7 @@ func TestWhatLINEReportsBecomesConsentsAndEvents(t *testing.T) {
 		"unknown":        nil,
 		"ping":           nil,
 		"several":        {who + ": line unsubscribed", who + ": line_unfollowed", who + ": address line U4af4980629f1a3b8c1d2e3f405162738", who + ": line subscribed", who + ": line_followed"},
-		"partly-strange": {"dead letter of webhook.line", who + ": line unsubscribed", who + ": line_unfollowed"},
+		"partly-strange": {"dead letter of webhook:line", who + ": line unsubscribed", who + ": line_unfollowed"},
 	} {
 		body := d.line(name)
 		for _, secret := range []string{lineSecret, "the old secret of LINE"} {

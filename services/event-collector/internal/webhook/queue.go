@@ -73,7 +73,7 @@ func (h *Handler) receive(ctx context.Context, messages []types.Message) error {
 	done := make([]types.DeleteMessageBatchRequestEntry, len(messages))
 	for i := range messages {
 		m := &messages[i]
-		v := h.decideQueued(aws.ToString(m.MessageId), []byte(aws.ToString(m.Body)), now)
+		v := h.decideQueued([]byte(aws.ToString(m.Body)), now)
 		if v.note != "" {
 			h.Log.Warn("what a provider delivered needs a look", "source", sourceSES, "sqs_message_id", aws.ToString(m.MessageId), "result", v.result, "note", v.note)
 		}

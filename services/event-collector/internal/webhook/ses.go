@@ -94,22 +94,22 @@ func (h *Handler) decideSNS(ctx context.Context, _ http.Header, body []byte, now
 	case typeUnsubscribed:
 		return verdict{result: resultIgnored, note: "the subscription to " + e.TopicARN + " has ended: SES reports no more through it"}, nil
 	}
-	return h.decideSES(e.MessageID, []byte(e.Message), now), nil
+	return h.decideSES([]byte(e.Message), now), nil
 }
 
 // decideQueued is what a message of the queue is worth: an event as it is, in
 // SNS's envelope, or in EventBridge's. Who may write to the queue is for the
 // queue's policy to say: nothing in it is signed.
-func (h *Handler) decideQueued(id string, body []byte, now time.Time) verdict {
+func (h *Handler) decideQueued(body []byte, now time.Time) verdict {
 	var e envelope
 	if json.Unmarshal(body, &e) == nil && e.Type == typeNotification && e.TopicARN != "" {
-		return h.decideSES(e.MessageID, []byte(e.Message), now)
+		return h.decideSES([]byte(e.Message), now)
 	}
-	return h.decideSES(id, body, now)
+	return h.decideSES(body, now)
 }
 
-// decideSES is what an authentic event is worth. The id is that of its delivery.
-func (h *Handler) decideSES(id string, body []byte, now time.Time) verdict {
+// decideSES is what an authentic event is worth.
+func (h *Handler) decideSES(body []byte, now time.Time) verdict {
 	var e sesEvent
 	if body := bytes.TrimSpace(body); len(body) == 0 || body[0] != '{' {
 		// "Successfully validated SNS topic for Amazon SES event publishing."
@@ -122,7 +122,7 @@ func (h *Handler) decideSES(id string, body []byte, now time.Time) verdict {
 		err = json.Unmarshal(detail, &e)
 	}
 	if err != nil {
-		return park(sourceSES, id, "", body, now, fmt.Sprintf("the event of SES cannot be read: %v", err))
+		return park(sourceSES, "", body, now, fmt.Sprintf("the event of SES cannot be read: %v", err))
 	}
 	r, ok := e.report()
 	if !ok {
@@ -131,11 +131,11 @@ func (h *Handler) decideSES(id string, body []byte, now time.Time) verdict {
 	t, ours, err := e.message(h.Keys)
 	switch {
 	case err != nil:
-		return park(sourceSES, id, "", body, now, "what SES gives back was not signed by us, or with a key that TRACKING_SECRET has no more")
+		return park(sourceSES, "", body, now, "what SES gives back was not signed by us, or with a key that TRACKING_SECRET has no more")
 	case !ours:
 		return verdict{result: resultIgnored} // other mail goes through the account
 	case !possible(r.at, now):
-		return park(sourceSES, id, t.UserID, body, now, fmt.Sprintf("the event is of %s", r.at.Format(time.RFC3339)))
+		return park(sourceSES, t.UserID, body, now, fmt.Sprintf("the event is of %s", r.at.Format(time.RFC3339)))
 	}
 	return verdict{result: resultTaken, entries: r.entries(t, now)}
 }

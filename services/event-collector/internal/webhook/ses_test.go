@@ -33,6 +33,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/token"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/spool"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
 
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/output"
@@ -207,7 +208,7 @@ func told(entries []output.Entry) (lines []string) {
 				lines = append(lines, r.UserID+": "+c.Channel+" "+c.Consent)
 			}
 		case *event.DeadLetter:
-			lines = append(lines, "dead letter of "+r.Topic)
+			lines = append(lines, "dead letter of "+string(r.Headers[0].Value))
 		case *event.Event:
 			lines = append(lines, r.UserID+": "+r.Name)
 		case *event.Engagement:
@@ -237,7 +238,7 @@ func TestWhatSESReportsBecomesOutcomesAndSuppressions(t *testing.T) {
 		"send":                nil, "open": nil, "click": nil, "subscription": nil, "others": nil,
 		"eventbridge": {"delivered at 09:00:05.123"},
 	} {
-		v := d.decideSES("id", d.sample("ses-"+name), noon.Add(12*time.Hour))
+		v := d.decideSES(d.sample("ses-"+name), noon.Add(12*time.Hour))
 		require.Equal(t, want, told(v.entries), name)
 		require.Equal(t, want == nil, v.result == resultIgnored, name)
 		for _, e := range v.entries {
@@ -247,7 +248,7 @@ func TestWhatSESReportsBecomesOutcomesAndSuppressions(t *testing.T) {
 			}
 		}
 	}
-	o := d.decideSES("id", d.sample("ses-bounce"), noon).entries[1].Record.(*event.Outcome)
+	o := d.decideSES(d.sample("ses-bounce"), noon).entries[1].Record.(*event.Outcome)
 	require.Equal(t, "5.1.1 smtp; 550 5.1.1 user unknown", o.Detail)
 	require.Equal(t, "EXAMPLE7c191be45-e9aedb9a-02f9-4d12-a87d-dd0099a07f8a-000000", o.ProviderID)
 }
@@ -400,9 +401,9 @@ func TestTheSameEventIsTheSameRecord(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t, nil)
 	bounce := d.sample("ses-bounce")
-	first := d.decideSES("a", bounce, noon).entries
-	again := d.decideSES("b", bounce, noon.Add(time.Hour)).entries
-	queued := d.decideQueued("c", d.notification(bounce, nil), noon.Add(2*time.Hour)).entries
+	first := d.decideSES(bounce, noon).entries
+	again := d.decideSES(bounce, noon.Add(time.Hour)).entries
+	queued := d.decideQueued(d.notification(bounce, nil), noon.Add(2*time.Hour)).entries
 	require.Equal(t, first[1], again[1])
 	require.Equal(t, first[1], queued[1])
 	for _, e := range [][]output.Entry{again, queued} {
@@ -412,7 +413,7 @@ func TestTheSameEventIsTheSameRecord(t *testing.T) {
 	}
 	ids := map[identity.ID]string{}
 	for _, name := range []string{"bounce", "bounce-transient", "complaint", "delivery", "delay"} {
-		for _, e := range d.decideSES("a", d.sample("ses-"+name), noon).entries {
+		for _, e := range d.decideSES(d.sample("ses-"+name), noon).entries {
 			if o, ok := e.Record.(*event.Outcome); ok {
 				require.Empty(t, ids[o.OutcomeID], name)
 				ids[o.OutcomeID] = name
@@ -426,6 +427,11 @@ func TestAnAuthenticEventThatCannotBeUsedIsADeadLetter(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t, nil)
 	bounce := string(d.sample("ses-bounce"))
+	type place struct {
+		topic  string
+		offset int64
+	}
+	places := map[place]bool{}
 	for name, body := range map[string]string{
 		"signed by another":       strings.Replace(bounce, d.echo(nil), d.echo(nil)[:40]+"A"+d.echo(nil)[41:], 1),
 		"a link where an echo is": strings.Replace(bounce, d.echo(nil), d.echo(func(t *token.Token) { t.Purpose = token.Click }), 1),
@@ -435,13 +441,25 @@ func TestAnAuthenticEventThatCannotBeUsedIsADeadLetter(t *testing.T) {
 		"cut":                     bounce[:100],
 	} {
 		require.NotEqual(t, bounce, body, name)
+		// One that is dropped must not take the others with it, nor come back when it is delivered again.
+		d.post("/w/ses", d.notification([]byte(body), nil), nil)
+		first := d.take()[0].Record.(*event.DeadLetter)
+		require.NotContains(t, places, place{first.Topic, first.Offset}, name)
+		places[place{first.Topic, first.Offset}] = true
 		got := d.post("/w/ses", d.notification([]byte(body), nil), nil)
 		require.Equal(t, http.StatusOK, got.Code, name)
 		entries := d.take()
-		require.Equal(t, []string{"dead letter of webhook.ses"}, told(entries), name)
-		require.Equal(t, body, string(entries[0].Record.(*event.DeadLetter).Value))
+		require.Equal(t, []string{"dead letter of webhook:ses"}, told(entries), name)
+		again := entries[0].Record.(*event.DeadLetter)
+		require.Equal(t, body, string(again.Value))
+		require.Equal(t, place{first.Topic, first.Offset}, place{again.Topic, again.Offset}, name)
 	}
-	v := d.decideSES("a", []byte(strings.Replace(bounce, "2026-11-20T09:00:42.669Z", "2026-11-20T13:00:42.669Z", 1)), noon)
+	// SQS carries more than a record may hold.
+	large := d.decideSES([]byte("{"+strings.Repeat("x", 1<<20)), noon)
+	_, err := spool.Encode(nil, large.entries)
+	require.NoError(t, err)
+	require.Contains(t, large.entries[0].Record.(*event.DeadLetter).Reason, "(value of 1048577 bytes cut) ")
+	v := d.decideSES([]byte(strings.Replace(bounce, "2026-11-20T09:00:42.669Z", "2026-11-20T13:00:42.669Z", 1)), noon)
 	require.Equal(t, noon, v.entries[0].Record.(*event.ProfilePatch).OccurredAt, "a clock that is ahead does not have the last word")
 }
 
@@ -455,7 +473,7 @@ func FuzzSES(f *testing.F) {
 	require.NoError(f, err)
 	h := New(Options{Keys: keys, Registry: prometheus.NewRegistry()})
 	f.Fuzz(func(t *testing.T, body []byte) {
-		for _, e := range h.decideQueued("id", body, noon).entries {
+		for _, e := range h.decideQueued(body, noon).entries {
 			require.Equal(t, topic.DeadLettersCollector, e.Topic, "nothing is said of anybody without a token of ours")
 		}
 	})

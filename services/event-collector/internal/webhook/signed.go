@@ -51,7 +51,7 @@ func ParseLINE(text string) (secrets [][]byte, _ error) {
 			continue
 		}
 		if len(part) < 16 {
-			return nil, errors.New("a channel secret is longer than that")
+			return nil, errors.New("a channel secret has 16 bytes or more")
 		}
 		secrets = append(secrets, []byte(part))
 	}

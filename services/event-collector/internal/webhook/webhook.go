@@ -22,8 +22,8 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/token"
-	"github.com/hikyaku/hikyaku/schemas/topic"
 
+	"github.com/hikyaku/hikyaku/services/event-collector/internal/bodies"
 	"github.com/hikyaku/hikyaku/services/event-collector/internal/output"
 )
 
@@ -55,14 +55,15 @@ type Handler struct {
 	Options
 	now     func() time.Time
 	slots   chan struct{}
+	bodies  *bodies.Bound
 	sns     *sns
 	results *prometheus.CounterVec
 	reports *prometheus.CounterVec
 }
 
-// concurrency is how many deliveries are worked on at once, each with up to
-// maxBytes in memory. Who they are is known only when they are read, so reading one
-// takes no longer than readWithin.
+// concurrency is how many deliveries are worked on at once, when they have been read. Who
+// they are is known only then: while they are read they hold the memory of so many of
+// the largest, where whoever sends slowest gives way, and for no longer than readWithin.
 const (
 	concurrency = 128
 	readWithin  = 5 * time.Second
@@ -84,7 +85,7 @@ const (
 
 // New returns a handler whose metrics are registered.
 func New(o Options) *Handler {
-	h := &Handler{Options: o, now: time.Now, slots: make(chan struct{}, concurrency),
+	h := &Handler{Options: o, now: time.Now, slots: make(chan struct{}, concurrency), bodies: bodies.New(concurrency * maxBytes),
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "webhook_deliveries_total", Help: "What providers delivered, by source and by what became of it."}, []string{"source", "result"}),
 		reports: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "webhook_records_total", Help: "Records made of it that are durable, by source and kind."}, []string{"source", "kind"}),
 	}
@@ -170,6 +171,20 @@ func (h *Handler) route(of func(*http.Request) (source string, _ decide)) http.H
 
 // serve takes a delivery in. Its error is a *refusal.
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request, source string, do decide) (verdict, error) {
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(readWithin)) // without one it is the server's
+	held := h.bodies.Begin(func() { _ = control.SetReadDeadline(time.Unix(1, 0)) })
+	defer held.Release()
+	body, err := io.ReadAll(reader{http.MaxBytesReader(w, r.Body, maxBytes), func(n int64) bool { return held.Take(r.Context(), n, h.AckTimeout/2) }})
+	if held.End() || errors.Is(err, errCrowded) {
+		return verdict{}, away("too much is being delivered at once, and this came slowly; deliver it again")
+	}
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		return verdict{}, &refusal{http.StatusRequestEntityTooLarge, resultInvalid, "the body is larger than " + strconv.Itoa(maxBytes) + " bytes"}
+	}
+	if err != nil {
+		return verdict{}, invalid("the body ends early")
+	}
 	turn, cancel := context.WithTimeout(r.Context(), h.AckTimeout/2)
 	defer cancel()
 	select {
@@ -177,14 +192,6 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, source string, d
 		defer func() { <-h.slots }()
 	case <-turn.Done():
 		return verdict{}, away("too many deliveries at once")
-	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(readWithin)) // without one it is the server's
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBytes))
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return verdict{}, &refusal{http.StatusRequestEntityTooLarge, resultInvalid, "the body is larger than " + strconv.Itoa(maxBytes) + " bytes"}
-	}
-	if err != nil {
-		return verdict{}, invalid("the body ends early")
 	}
 	// The provider may hang up: what it said is taken in all the same.
 	ctx, stop := context.WithTimeout(context.WithoutCancel(r.Context()), h.AckTimeout)
@@ -194,6 +201,22 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, source string, d
 		return verdict{}, err
 	}
 	return v, h.take(ctx, source, v)
+}
+
+var errCrowded = errors.New("there is no memory for more")
+
+// reader reads what there is memory for.
+type reader struct {
+	io.Reader
+	take func(bytes int64) bool
+}
+
+func (r reader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if n > 0 && !r.take(int64(n)) {
+		return 0, errCrowded
+	}
+	return n, err
 }
 
 // take makes a verdict durable. Only then is a delivery answered with 2xx: before
@@ -224,8 +247,6 @@ func kindOf(e *output.Entry) string {
 
 // park is what an authentic delivery becomes that nobody can use: its sender has
 // done what it could, and repeating it would change nothing (I2).
-func park(source, id, userID string, body []byte, now time.Time, reason string) verdict {
-	return verdict{result: resultParked, note: reason, entries: []output.Entry{{Topic: topic.DeadLettersCollector, Key: id, Record: &event.DeadLetter{
-		Service: topic.Collector, Topic: "webhook." + source, Key: []byte(id), Value: body, Reason: reason,
-		ParkedAt: now, ProducedAt: now, UserID: userID}}}}
+func park(source, userID string, body []byte, now time.Time, reason string) verdict {
+	return verdict{result: resultParked, note: reason, entries: []output.Entry{output.Unusable("webhook:"+source, userID, body, reason, now)}}
 }
