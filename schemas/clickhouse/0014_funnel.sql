@@ -18,7 +18,7 @@ CREATE VIEW IF NOT EXISTS goal_touches
 AS SELECT
     m.campaign_id AS campaign_id, m.run_id AS run_id, m.variant AS variant, m.channel AS channel, m.message_id AS message_id, m.user_id AS user_id,
     assumeNotNull(m.accepted_at) AS sent_at, e.event_id AS event_id, e.name AS event, e.occurred_at AS occurred_at,
-    multiIf(mapContains(e.prop_float, m.goal_revenue), e.prop_float[m.goal_revenue],
+    multiIf(m.goal_revenue = '', NULL, mapContains(e.prop_float, m.goal_revenue), e.prop_float[m.goal_revenue],
         mapContains(e.prop_int, m.goal_revenue), toFloat64(e.prop_int[m.goal_revenue]), NULL) AS revenue
 FROM
 (

@@ -85,8 +85,8 @@ func aWorld(rng *rand.Rand, name string) *world {
 	}
 	people := []string{name + "u0", name + "u1", name + "u2", name + "u3", name + "u4", name + "u5", name + "u6"}
 	goals := []aGoal{{"purchase", 5 * time.Hour, "price"}, {"purchase", 20 * time.Hour, ""}, {"signup", 10 * time.Hour, "price"}, {}}
-	for r := range 4 {
-		run, goal, campaign := id("run", name, r), goals[rng.IntN(len(goals))], name+[]string{"autumn", "winter"}[rng.IntN(2)]
+	for r := range goals {
+		run, goal, campaign := id("run", name, r), goals[r], name+[]string{"autumn", "winter"}[rng.IntN(2)]
 		w.goals[run] = goal
 		w.rows = append(w.rows, tableRow{"run_rows", row{"run_id": run, "campaign_id": campaign, "as_of": day0, "goal_event": goal.event, "goal_within_ms": goal.within.Milliseconds(),
 			"goal_revenue": goal.revenue, "ingested_at": day0, "kafka_offset": int64(r)}})
@@ -137,11 +137,11 @@ func aWorld(rng *rand.Rand, name string) *world {
 
 func (w *world) event(rng *rand.Rand, name string, i int, user string, add func(string, row)) {
 	e := anEvent{id: fmt.Sprint(name, "e", i), user: user, name: []string{"view", "cart", "purchase", "signup"}[rng.IntN(4)], at: aMoment(rng)}
-	r := row{"event_id": e.id, "user_id": e.user, "name": e.name, "occurred_at": e.at, "prop_float": map[string]float64{}, "prop_int": map[string]int64{}}
+	r := row{"event_id": e.id, "user_id": e.user, "name": e.name, "occurred_at": e.at, "prop_float": map[string]float64{"": 99}, "prop_int": map[string]int64{}}
 	price := float64(rng.IntN(100)) / 4
 	switch rng.IntN(3) {
 	case 0:
-		e.price, r["prop_float"] = &price, map[string]float64{"price": price}
+		e.price, r["prop_float"] = &price, map[string]float64{"": 99, "price": price}
 	case 1:
 		price = float64(int(price))
 		e.price, r["prop_int"] = &price, map[string]int64{"price": int64(price)}
