@@ -55,7 +55,7 @@ CREATE VIEW IF NOT EXISTS conversions
     occurred_at    DateTime64(6, 'UTC') COMMENT 'when the person did it: not before sent_at, and not later than the goal allows',
     revenue        Nullable(Float64) COMMENT 'the property of the event that the campaign calls revenue; NULL without one that is a number',
     is_last        Bool COMMENT 'the last touch: of the messages of all campaigns whose window the event is in, the one sent last (of two at one moment, the greater message_id)',
-    complete_until DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
+    complete_until DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted; 1970 if that is not known'
 )
 AS SELECT
     campaign_id, run_id, variant, channel, message_id, user_id, sent_at, event_id, event, occurred_at, revenue,

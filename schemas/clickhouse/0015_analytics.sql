@@ -1,5 +1,5 @@
 -- What analysts ask most. Days are UTC; opens and clicks are by people unless a column says otherwise; nothing here is kept, so late events restate it.
--- Links in test mails work, but belong to no run: what was done with them is counted nowhere.
+-- What was done with test mails, which are of no run, is counted nowhere.
 
 CREATE VIEW IF NOT EXISTS campaign_daily
 (
@@ -17,7 +17,7 @@ CREATE VIEW IF NOT EXISTS campaign_daily
     complained      UInt64 COMMENT 'messages reported as spam that day',
     opened_machine  UInt64 COMMENT 'messages that a machine opened for the first time that day',
     clicked_machine UInt64 COMMENT 'messages of which a machine followed a link for the first time that day',
-    complete_until  DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
+    complete_until  DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted; 1970 if that is not known'
 )
 AS SELECT toDate(happened.2) AS day, campaign_id, channel,
     countIf(happened.1 = 1) AS requested, countIf(happened.1 = 2) AS accepted, countIf(happened.1 = 3) AS delivered,
@@ -29,7 +29,7 @@ FROM
     SELECT campaign_id, channel, arrayJoin(arrayFilter(h -> h.2 IS NOT NULL, [(toUInt8(1), requested_at), (2, accepted_at), (3, delivered_at), (4, opened_at), (5, clicked_at),
         (6, unsubscribed_at), (7, bounced_at), (8, complained_at), (9, opened_machine_at), (10, clicked_machine_at)])) AS happened
     FROM messages
-    WHERE excluded_at IS NULL AND run_id IN (SELECT run_id FROM run_rows)
+    WHERE excluded_at IS NULL
     UNION ALL
     SELECT campaign_id, channel, (toUInt8(11), toNullable(min(occurred_at))) AS happened
     FROM goal_touches
@@ -51,7 +51,7 @@ CREATE VIEW IF NOT EXISTS links
     clicks_unknown   UInt64 COMMENT 'clicks by who knows whom, and those that are not judged yet',
     first_clicked_at Nullable(DateTime64(6, 'UTC')) COMMENT 'first click by a person',
     last_clicked_at  Nullable(DateTime64(6, 'UTC')) COMMENT 'last click by a person',
-    complete_until   DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
+    complete_until   DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted; 1970 if that is not known'
 )
 AS SELECT campaign_id, run_id, variant, channel, url,
     uniqExactIf(message_id, label = 'human') AS messages, countIf(label = 'human') AS clicks, countIf(label = 'machine') AS clicks_machine,
@@ -75,7 +75,7 @@ CREATE VIEW IF NOT EXISTS time_to_open
     within_1h      UInt64 COMMENT 'of them, opened within an hour',
     within_24h     UInt64 COMMENT 'of them, opened within 24 hours',
     within_7d      UInt64 COMMENT 'of them, opened within seven days',
-    complete_until DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
+    complete_until DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted; 1970 if that is not known'
 )
 AS SELECT campaign_id, run_id, variant, channel, count() AS opened,
     quantileExactLow(0.5)(taken) / 1e6 AS seconds_p50, quantileExactLow(0.9)(taken) / 1e6 AS seconds_p90,
@@ -111,7 +111,7 @@ CREATE VIEW IF NOT EXISTS cohorts
     week           UInt32 COMMENT 'whole weeks after a person''s first message: 0 is the seven days that begin with it',
     cohort_people  UInt64 COMMENT 'people in the cohort',
     active_people  UInt64 COMMENT 'of them, those who did something in that week: an event, an open or a click',
-    complete_until DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
+    complete_until DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted; 1970 if that is not known'
 )
 AS WITH
 first_messages AS (SELECT user_id, assumeNotNull(min(accepted_at)) AS first_at FROM message_steps WHERE class = 'accepted' GROUP BY user_id),
@@ -137,7 +137,7 @@ CREATE VIEW IF NOT EXISTS account_activity
     accepted       UInt64 COMMENT 'messages to its people that a provider took',
     opens          UInt64 COMMENT 'opens by its people',
     clicks         UInt64 COMMENT 'clicks by its people',
-    complete_until DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
+    complete_until DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted; 1970 if that is not known'
 )
 AS SELECT p.account_id AS account_id, toDate(d.occurred_at) AS day, uniqExactIf(d.user_id, d.what != 'accepted') AS people,
     countIf(d.what = 'event') AS events, countIf(d.what = 'accepted') AS accepted, countIf(d.what = 'opened') AS opens, countIf(d.what = 'clicked') AS clicks,

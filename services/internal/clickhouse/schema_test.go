@@ -602,6 +602,8 @@ func TestTheFunnelCountsMessages(t *testing.T) {
 	rows = append(rows, tableRow{"classifier_rows", row{"version": uint32(1), "put_at": day0}})
 	insert(t, c, append(rows, rows...))
 	for question, want := range map[string]uint64{
+		"SELECT sum(clicked) FROM funnel":                              2,
+		"SELECT count() FROM messages":                                 9,
 		"SELECT sum(clicked) FROM campaign_daily":                      2,
 		"SELECT sum(clicks) FROM links":                                3,
 		"SELECT countIf(name = 'clicked') FROM activity":               3,
