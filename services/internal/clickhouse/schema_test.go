@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -138,6 +140,37 @@ func TestEveryTableViewAndColumnIsExplained(t *testing.T) {
 			AND table NOT IN (SELECT name FROM system.tables WHERE database = {d:String} AND engine = 'MaterializedView'))))`, database)
 	if !slices.Equal(written, made) {
 		t.Errorf("docs/data-dictionary.md: %s", firstDifference(made, written))
+	}
+}
+
+// The embedded engine has no users, but it reads what makes them; and of a limit that may be
+// lowered to 0, which is none, nothing is left.
+func TestTheAnalystsUserIsWrittenAsTheEngineReadsItAndItsLimitsHold(t *testing.T) {
+	t.Parallel()
+	c, err := clickhouse.Open(clickhousetest.Config(t), "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	text, err := os.ReadFile("../../../deploy/clickhouse/analyst.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := 0
+	for statement := range strings.SplitSeq(regexp.MustCompile(`--.*`).ReplaceAllString(string(text), ""), ";") {
+		if strings.TrimSpace(statement) == "" {
+			continue
+		}
+		read++
+		as := one[string](t, c, "SELECT formatQuery({s:String})", ch.Named("s", statement))
+		for _, limit := range regexp.MustCompile(`max_\w+ = \d+[^,]*`).FindAllString(as, -1) {
+			if !strings.Contains(limit, " MIN ") && !strings.Contains(limit, " CONST") {
+				t.Errorf("%s: 0 would lift it", limit)
+			}
+		}
+	}
+	if read < 8 {
+		t.Errorf("%d statements", read)
 	}
 }
 
