@@ -468,7 +468,7 @@ func TestLateAcceptanceOverrulesWhateverWasBelieved(t *testing.T) {
 // rest 4 accepted, 1 rejected, 1 failed, 1 uncertain, 1 waits if asked.
 func aRun(run uuid.UUID, state string) []tableRow {
 	rows := []tableRow{
-		{"run_rows", row{"run_id": run, "campaign_id": "autumn", "state": state, "ingested_at": day0}},
+		{"run_rows", row{"run_id": run, "campaign_id": "autumn", "channel": "email", "state": state, "ingested_at": day0}},
 		{"run_shard_rows", row{"run_id": run, "shard": int32(0), "shard_count": int32(2), "candidates": int64(6), "ingested_at": day0}},
 		// A shard that was too large: its own count does not count, its children's do.
 		{"run_shard_rows", row{"run_id": run, "shard": int32(1), "shard_count": int32(2), "candidates": int64(5), "children": int32(2), "ingested_at": day0}},

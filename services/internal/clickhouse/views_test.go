@@ -90,7 +90,7 @@ func aWorld(rng *rand.Rand, name string) *world {
 	for r := range goals {
 		run, goal, campaign := id("run", name, r), goals[r], name+[]string{"autumn", "winter"}[rng.IntN(2)]
 		w.goals[run] = goal
-		w.rows = append(w.rows, tableRow{"run_rows", row{"run_id": run, "campaign_id": campaign, "as_of": day0, "goal_event": goal.event, "goal_within_ms": goal.within.Milliseconds(),
+		w.rows = append(w.rows, tableRow{"run_rows", row{"run_id": run, "campaign_id": campaign, "channel": "email", "as_of": day0, "goal_event": goal.event, "goal_within_ms": goal.within.Milliseconds(),
 			"goal_revenue": goal.revenue, "ingested_at": day0, "kafka_offset": int64(r)}})
 		for _, user := range people {
 			m := &aMessage{campaign: campaign, variant: []string{"a", "b"}[rng.IntN(2)], user: user, run: run, id: id(run, user), first: map[string]time.Time{}}
