@@ -66,37 +66,42 @@ COMMENT 'Goal events attributed to messages, one row per event and message withi
 
 CREATE VIEW IF NOT EXISTS funnel_now
 (
-    campaign_id String COMMENT 'the campaign',
+    campaign_id String COMMENT 'the campaign; empty while nothing is known of the run',
     run_id      UUID COMMENT 'the run; filter by it, it is the key',
     variant     String COMMENT 'content variant; empty while campaigns have one',
     channel     String COMMENT 'email, …',
     counts      Array(UInt64) COMMENT 'messages that got so far, in the order of the columns of funnel, from requested'
 )
-AS SELECT campaign_id, run_id, variant, channel, sumForEach(part) AS counts
+AS SELECT r.campaign_id AS campaign_id, f.run_id AS run_id, f.variant AS variant, r.channel AS channel, f.counts AS counts
 FROM
 (
-    SELECT m.campaign_id AS campaign_id, m.run_id AS run_id, m.variant AS variant, m.channel AS channel,
-        [countIf(bitTest(m.steps, 0)), countIf(bitTest(m.steps, 1)), countIf(bitTest(m.steps, 2)), countIf(bitTest(m.steps, 3)),
-        countIf(e.opened_at IS NOT NULL), countIf(e.clicked_at IS NOT NULL), toUInt64(0), countIf(bitTest(m.steps, 4)),
-        countIf(bitTest(m.steps, 5)), countIf(bitTest(m.steps, 6)),
-        countIf(e.opened_machine_at IS NOT NULL), countIf(e.clicked_machine_at IS NOT NULL),
-        countIf(e.opened_unknown_at IS NOT NULL), countIf(e.clicked_unknown_at IS NOT NULL)] AS part
+    SELECT run_id, variant, sumForEach(part) AS counts
     FROM
     (
-        SELECT campaign_id, run_id, message_id, variant, channel, steps
-        FROM message_rows FINAL
-        WHERE NOT bitTest(steps, 7)
-    ) AS m
-    LEFT JOIN message_engagement AS e ON e.run_id = m.run_id AND e.message_id = m.message_id
-    GROUP BY campaign_id, run_id, variant, channel
-    UNION ALL
-    SELECT campaign_id, run_id, variant, channel, [0, 0, 0, 0, 0, 0, uniqExact(message_id)] AS part
-    FROM goal_touches
-    GROUP BY campaign_id, run_id, variant, channel
-)
-GROUP BY campaign_id, run_id, variant, channel
+        SELECT m.run_id AS run_id, m.variant AS variant,
+            [countIf(bitTest(m.steps, 0)), countIf(bitTest(m.steps, 1)), countIf(bitTest(m.steps, 2)), countIf(bitTest(m.steps, 3)),
+            countIf(e.opened_at IS NOT NULL), countIf(e.clicked_at IS NOT NULL), toUInt64(0), countIf(bitTest(m.steps, 4)),
+            countIf(bitTest(m.steps, 5)), countIf(bitTest(m.steps, 6)),
+            countIf(e.opened_machine_at IS NOT NULL), countIf(e.clicked_machine_at IS NOT NULL),
+            countIf(e.opened_unknown_at IS NOT NULL), countIf(e.clicked_unknown_at IS NOT NULL)] AS part
+        FROM
+        (
+            SELECT run_id, message_id, variant, steps
+            FROM message_rows FINAL
+            WHERE NOT bitTest(steps, 7)
+        ) AS m
+        LEFT JOIN message_engagement AS e ON e.run_id = m.run_id AND e.message_id = m.message_id
+        GROUP BY run_id, variant
+        UNION ALL
+        SELECT run_id, variant, [0, 0, 0, 0, 0, 0, uniqExact(message_id)] AS part
+        FROM goal_touches
+        GROUP BY run_id, variant
+    )
+    GROUP BY run_id, variant
+) AS f
+LEFT JOIN (SELECT run_id, campaign_id, CAST(channel AS String) AS channel FROM run_rows FINAL) AS r ON r.run_id = f.run_id
 SETTINGS join_algorithm = 'full_sorting_merge,hash'
-COMMENT 'Funnels counted from messages, whatever is kept of them; read funnel instead.';
+COMMENT 'Funnels counted from messages, whatever is kept of them; read funnel instead. Campaign and channel are the run''s.';
 
 CREATE TABLE IF NOT EXISTS funnel_rows
 (
@@ -121,15 +126,50 @@ FROM funnel_rows FINAL
 WHERE classifier_version = (SELECT argMax(version, (put_at, version)) FROM classifier_rows)
 COMMENT 'Funnels of runs as they were at a moment, by the classifier in force; read funnel instead.';
 
+-- What came is noted as it is inserted, so that nobody looks through all messages and events for what is new.
+CREATE TABLE IF NOT EXISTS run_arrival_rows
+(
+    run_id      UUID COMMENT 'the run',
+    ingested_at SimpleAggregateFunction(max, DateTime64(3, 'UTC')) COMMENT 'Kafka record time, latest of what is known of its messages'
+)
+ENGINE = AggregatingMergeTree
+ORDER BY run_id
+COMMENT 'When something last came of a run''s messages; says which kept funnels still hold.';
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS run_arrival_rows_from_messages TO run_arrival_rows AS
+SELECT run_id, max(ingested_at) AS ingested_at FROM message_rows GROUP BY run_id;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS run_arrival_rows_from_engagements TO run_arrival_rows AS
+SELECT run_id, max(ingested_at) AS ingested_at FROM message_engagement_rows GROUP BY run_id;
+
+INSERT INTO run_arrival_rows
+SELECT run_id, max(ingested_at) FROM message_rows GROUP BY run_id
+UNION ALL
+SELECT run_id, max(ingested_at) FROM message_engagement_rows GROUP BY run_id;
+
+CREATE TABLE IF NOT EXISTS event_arrival_rows
+(
+    name        LowCardinality(String) COMMENT 'what was done',
+    day         Date32 COMMENT 'when, UTC',
+    ingested_at SimpleAggregateFunction(max, DateTime64(3, 'UTC')) COMMENT 'Kafka record time, latest of such events'
+)
+ENGINE = AggregatingMergeTree
+ORDER BY (name, day)
+COMMENT 'When something last came of a day''s events of one name; says which kept funnels with a goal still hold.';
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS event_arrival_rows_from_events TO event_arrival_rows AS
+SELECT name, toDate32(occurred_at) AS day, max(ingested_at) AS ingested_at FROM event_rows GROUP BY name, day;
+
+INSERT INTO event_arrival_rows
+SELECT name, toDate32(occurred_at) AS day, max(ingested_at) FROM event_rows GROUP BY name, day;
+
 -- A record that lay in Kafka in a transaction may show up to some minutes after its time.
 CREATE VIEW IF NOT EXISTS funnel_stale
 (
     run_id UUID COMMENT 'the run'
 )
 AS WITH (SELECT max(complete_until) - toIntervalMinute(5) FROM funnel_kept WHERE run_id = toUUID('00000000-0000-0000-0000-000000000000')) AS kept_until
-SELECT run_id FROM message_rows WHERE ingested_at > kept_until
-UNION DISTINCT
-SELECT run_id FROM message_engagement_rows WHERE ingested_at > kept_until
+SELECT run_id FROM run_arrival_rows FINAL WHERE ingested_at > kept_until
 UNION DISTINCT
 SELECT run_id FROM run_rows WHERE ingested_at > kept_until
 UNION DISTINCT
@@ -137,12 +177,12 @@ SELECT run_id
 FROM (SELECT run_id, as_of, finished_at, goal_event, goal_within_ms FROM run_rows FINAL WHERE goal_event != '') AS r
 INNER JOIN
 (
-    SELECT CAST(name AS String) AS name, min(occurred_at) AS since, max(occurred_at) AS until
-    FROM event_rows
+    SELECT CAST(name AS String) AS name, min(day) AS since, max(day) AS until
+    FROM event_arrival_rows FINAL
     WHERE ingested_at > kept_until
     GROUP BY name
 ) AS e ON e.name = r.goal_event
-WHERE e.until >= r.as_of AND (r.finished_at IS NULL OR e.since <= assumeNotNull(r.finished_at) + toIntervalMillisecond(r.goal_within_ms))
+WHERE e.until >= toDate32(r.as_of) AND (r.finished_at IS NULL OR e.since <= toDate32(assumeNotNull(r.finished_at) + toIntervalMillisecond(r.goal_within_ms)))
 COMMENT 'Runs of which something came since funnels were last kept.';
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS funnel_rows_from_messages

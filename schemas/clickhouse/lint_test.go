@@ -32,7 +32,7 @@ var idempotent = map[string]bool{
 // Functions of one row that materialized views use; whatever is not known to be
 // one is taken for an aggregate.
 var ofOneRow = map[string]bool{
-	"if": true, "concat": true, "leftPad": true, "toString": true, "transform": true, "IN": true,
+	"if": true, "concat": true, "leftPad": true, "toString": true, "transform": true, "IN": true, "toDate32": true,
 }
 
 // lint returns what is wrong with one statement of a migration.

@@ -45,6 +45,8 @@ func New(schemaName string) (Record, bool) {
 		return new(RunShard), true
 	case "SegmentMember":
 		return new(SegmentMember), true
+	case "Spool":
+		return new(Spool), true
 	case "Tick":
 		return new(Tick), true
 	}
@@ -74,6 +76,7 @@ func Names() []string {
 		"RunRequest",
 		"RunShard",
 		"SegmentMember",
+		"Spool",
 		"Tick",
 	}
 }

@@ -30,6 +30,7 @@ const (
 	RetriesEmail        Name = "retries.email"
 	Outcomes            Name = "outcomes"
 	Engagements         Name = "engagements"
+	Spools              Name = "spools"
 	Erasures            Name = "erasures"
 
 	DeadLettersImporter  Name = "dead-letters.importer"
@@ -160,6 +161,8 @@ func Catalogue() []Topic {
 			Writers: []string{Resolver, Renderer, Sender, Collector}, Readers: []Group{GroupPersonLoop, GroupSink}},
 		{Name: Engagements, Record: "Engagement", Key: "user_id", Person: true, Cleanup: Log, Retain: 14 * day,
 			Writers: []string{Collector}, Readers: []Group{GroupSink}, TableOf: []string{Sender}},
+		{Name: Spools, Record: "Spool", Key: "spool", Cleanup: Compact, Retain: Forever,
+			Writers: []string{Collector, Console}, TableOf: []string{Resolver}},
 		{Name: Erasures, Record: "Erasure", Key: "person", Cleanup: Compact, Retain: Forever,
 			Writers: []string{Console}, TableOf: []string{Collector, Console}},
 		deadLetters(DeadLettersImporter, Importer),

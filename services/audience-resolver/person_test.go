@@ -48,7 +48,7 @@ func newBench(t *testing.T) *bench {
 	table := c.Table([]topic.Name{topic.Runs}, func(r *kgo.Record) error { return applyRun(c, l.view, tel.Log, r) })
 	l.caught = table.CaughtUp
 	ctx, stop := context.WithCancel(context.Background())
-	l.driver = schedule.NewDriver(ctx, l.view, nil, waiter{c}, time.Minute)
+	l.driver = schedule.NewDriver(ctx, l.view, nil, waiter{c, &spools{caught: func(context.Context) error { return nil }}}, time.Minute)
 	ended := make(chan error, 2)
 	go func() { ended <- l.defs.Run(ctx) }()
 	go func() { ended <- table.Run(ctx) }()

@@ -45,6 +45,11 @@ func TestARunAsksForWhomItMayWithWhatTheyNeed(t *testing.T) {
 		s.write(topic.SegmentMembers, id, &event.SegmentMember{SegmentID: "vip", ImportID: older, UserID: id, Attributes: []event.NamedValue{{Name: "coupon", Value: event.String("stale")}}})
 		s.write(topic.SegmentMembers, id, &event.SegmentMember{SegmentID: "vip", ImportID: current, UserID: id, Attributes: []event.NamedValue{{Name: "coupon", Value: event.String(id)}}})
 	}
+	for name, numbers := range map[string][]int64{"event-collector-0-a": {9, 5}, "event-collector-1-b": {2}, "event-collector-2-c": {40, 0}} {
+		for _, n := range numbers {
+			s.write(topic.Spools, name, &event.Spool{Spool: name, Records: n, UpdatedAt: time.Now()})
+		}
+	}
 	run := s.request("greeting", false)
 	s.totals(run, func(t runs.Totals) bool { return t.Resolved() && t.Requested+ledger.ExcludedTotal(&t.RunCounters) == 4 })
 
@@ -78,6 +83,7 @@ func TestARunAsksForWhomItMayWithWhatTheyNeed(t *testing.T) {
 	state = s.until(run, runs.Finished)
 	require.True(t, state.Balanced)
 	require.EqualValues(t, 4, state.Expected)
+	require.EqualValues(t, 7, state.UnreadSpoolEvents, "what lies in spools is not waited for, and said")
 }
 
 // Counters are a function of the set of outcomes, whatever their order and

@@ -101,9 +101,14 @@ func (s *Service) Run(ctx context.Context) error {
 		kafka.TablePace(pace))
 	loops.Go(func() error { return untilStopped(defs.Run(behind), behind) })
 	loops.Go(func() error { return untilStopped(table.Run(behind), behind) })
+	unreadSpools := &spools{}
+	told := s.cluster.Table([]topic.Name{topic.Spools}, func(r *kgo.Record) error { return applySpool(s.cluster, unreadSpools, s.tel.Log, r) },
+		kafka.TablePace(pace))
+	unreadSpools.caught = told.CaughtUp
+	loops.Go(func() error { return untilStopped(told.Run(behind), behind) })
 
 	asker := &asker{conn: s.conn, audiences: definitions.NewExact[*definition.Audience](defs, definition.KindAudience)}
-	driver := schedule.NewDriver(behind, view, asker, waiter{s.cluster}, s.cfg.StaleAfter)
+	driver := schedule.NewDriver(behind, view, asker, waiter{s.cluster, unreadSpools}, s.cfg.StaleAfter)
 	person := newPersonLoop(s.cluster, s.cfg, s.tel.Log, s.metrics)
 	person.store, person.defs, person.view, person.driver, person.caught = store, defs, view, driver, table.CaughtUp
 
@@ -213,10 +218,22 @@ func stateOf(ctx context.Context, view *runs.View, table *kafka.Table, shard *ev
 }
 
 // waiter lets the driver wait for the pipeline.
-type waiter struct{ cluster *kafka.Cluster }
+type waiter struct {
+	cluster *kafka.Cluster
+	spools  *spools
+}
 
-func (w waiter) Fresh(ctx context.Context, report func(string)) error {
-	return schedule.Fresh(ctx, w.cluster, report)
+func (w waiter) Fresh(ctx context.Context, report func(string)) (int64, error) {
+	report("reading the topic spools")
+	before, err := w.spools.now(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if err := schedule.Fresh(ctx, w.cluster, report); err != nil {
+		return 0, err
+	}
+	after, err := w.spools.now(ctx)
+	return unread(before, after), err
 }
 
 func (w waiter) Sunk(ctx context.Context, report func(string)) error {

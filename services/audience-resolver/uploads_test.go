@@ -27,8 +27,11 @@ type uploading struct {
 // forever waits for parts of the pipeline that are not there.
 type forever struct{}
 
-func (forever) Fresh(ctx context.Context, _ func(string)) error { <-ctx.Done(); return ctx.Err() }
-func (forever) Sunk(ctx context.Context, _ func(string)) error  { <-ctx.Done(); return ctx.Err() }
+func (forever) Fresh(ctx context.Context, _ func(string)) (int64, error) {
+	<-ctx.Done()
+	return 0, ctx.Err()
+}
+func (forever) Sunk(ctx context.Context, _ func(string)) error { <-ctx.Done(); return ctx.Err() }
 
 func newUploading(t *testing.T) *uploading {
 	u := &uploading{newBench(t), time.Now().UTC().Truncate(time.Second)}

@@ -112,7 +112,7 @@ func TestStatusShowsARunAndWaitsForItsEnd(t *testing.T) {
 	s := newStage(t)
 	run := identity.Run(s.namespace, "hello-all", "one")
 	other := identity.Run(s.namespace, "hello-all", "other")
-	s.run(run, "sending", row{"expected": int64(12)})
+	s.run(run, "sending", row{"expected": int64(12), "unread_spool_events": int64(1204)})
 	s.run(other, "sending", nil)
 	s.shard(run, 11)
 	s.shard(other, 1000)
@@ -122,7 +122,7 @@ func TestStatusShowsARunAndWaitsForItsEnd(t *testing.T) {
 	status := s.ok("status", run.String(), "--json").one(t)
 	for name, want := range map[string]any{"run_id": run.String(), "campaign_id": "hello-all", "state": "sending", "note": "", "expected": 12.0, "audience": 10.0, "excluded": 3.0,
 		"requested": 7.0, "waiting": 2.0, "accepted": 4.0, "uncertain": 1.0, "rejected": 0.0, "failed": 0.0, "expired": 0.0, "cancelled": 0.0, "parked": 0.0,
-		"balanced": false, "started_at": nil, "finished_at": nil} {
+		"balanced": false, "started_at": nil, "finished_at": nil, "unread_spool_events": 1204.0} {
 		require.Contains(t, status, name)
 		require.Equal(t, want, status[name], name)
 	}
@@ -130,6 +130,8 @@ func TestStatusShowsARunAndWaitsForItsEnd(t *testing.T) {
 	require.Contains(t, people.out, "hello-all: sending; 10 people: 3 excluded, 7 requested, of which 4 accepted, 2 waiting")
 	require.Contains(t, people.out, "1 uncertain: the provider was asked and never answered")
 	require.Contains(t, people.out, run.UUID())
+	require.Contains(t, people.out, "1,204 events still lay in collectors' spools when the audience was read, and were not counted in it")
+	require.NotContains(t, s.ok("status", other.UUID()).out, "spools")
 	require.Contains(t, s.ok("status", run.String(), "--sql").err, "FROM run_counters")
 
 	// It waits while the run goes on, and not longer.

@@ -12,14 +12,19 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/hikyaku/hikyaku/schemas/event"
+	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/drain"
+	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/spool"
 )
 
 func (a *app) spoolCommand() *cobra.Command {
 	const about = `An event-collector that Kafka does not answer in time keeps what it takes in in a spool on its disk, and drains it when Kafka is back. DIR is
 that directory: SPOOL_DIR, or HIKYAKU_DATA/event-collector-INSTANCE/spool. These commands are for the spool of a collector that does not
-come back.`
+come back.
+
+A run does not wait for what lies in spools; it says how much that was, as far as collectors have told Kafka: hikyaku topic read spools.`
 	root := &cobra.Command{Use: "spool", Short: "What collectors have taken in and Kafka does not have", Long: about}
 	show := &cobra.Command{Use: "show DIR", Short: "How much is in a spool, and since when", Args: cobra.ExactArgs(1),
 		Long: about + "\n\nshow may be asked at any time, also while a collector uses the spool.",
@@ -36,7 +41,12 @@ Damage is not passed over: exit code 1, and the file is named. Such a spool also
 and drain what can be read with --salvage, which says how many bytes could not (and exits with 1 if there are any).`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.spoolDrained(cmd.Context(), args[0], salvage) }}
 	drained.Flags().BoolVar(&salvage, "salvage", false, "pass over what is damaged")
-	root.AddCommand(show, drained)
+	forget := &cobra.Command{Use: "forget NAME", Short: "A spool is lost: let runs no longer count what was in it", Args: cobra.ExactArgs(1),
+		Long: `forget is for a spool whose disk is gone for good: what its collector had told Kafka of it stays, so that every run would go on saying
+that these events were not counted. hikyaku topic read spools has the names. Nothing else changes; a collector that has the spool after all
+tells Kafka again what is in it.`,
+		RunE: func(cmd *cobra.Command, args []string) error { return a.spoolForgotten(cmd.Context(), args[0]) }}
+	root.AddCommand(show, drained, forget)
 	return root
 }
 
@@ -133,9 +143,11 @@ func (a *app) spoolDrained(ctx context.Context, dir string, salvage bool) error 
 	return missing("%w (%s records are left; call again)", err, thousands(out.Left))
 }
 
-// drainInto brings a spool to Kafka and tells how far it is.
+// drainInto brings a spool to Kafka and tells how far it is; in the end it tells Kafka too, unless the spool
+// has no name: then nobody ever did.
 func (a *app) drainInto(ctx context.Context, s *spool.Spool, of int64, out *drainedSpool) error {
-	if s.Empty() {
+	tell := s.Name() != "" && s.Used()
+	if s.Empty() && !tell {
 		return nil
 	}
 	c, err := a.kafka(ctx)
@@ -164,8 +176,59 @@ func (a *app) drainInto(ctx context.Context, s *spool.Spool, of int64, out *drai
 			}
 		})
 	}
+	if err == nil && tell {
+		err = tellOfSpool(ctx, c, producer, s.Name(), s.Stats())
+	}
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return cause
 	}
 	return err
+}
+
+// tellOfSpool says in Kafka what a spool holds.
+func tellOfSpool(ctx context.Context, c *kafka.Cluster, producer *kgo.Client, name string, st spool.Stats) error {
+	r, err := drain.Told(c, name, st)
+	if err != nil {
+		return err
+	}
+	if err := producer.ProduceSync(ctx, r).FirstErr(); err != nil {
+		return fmt.Errorf("telling Kafka what the spool %s holds: %w", name, err)
+	}
+	return nil
+}
+
+// spoolForgotten says in Kafka that nothing is in a spool any more.
+func (a *app) spoolForgotten(ctx context.Context, name string) error {
+	c, err := a.kafka(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, a.patience)
+	defer cancel()
+	var told event.Spool
+	err = a.read(ctx, []topic.Name{topic.Spools}, false, func(r *kgo.Record) error {
+		if string(r.Key) != name || r.Value == nil {
+			return nil
+		}
+		return c.Decode(r, &told)
+	})
+	switch {
+	case err != nil:
+		return missing("reading the topic spools: %w", err)
+	case told.Spool == "":
+		return usage("nobody has told Kafka of a spool %s; hikyaku topic read spools has the names", name)
+	case told.Records == 0:
+		fmt.Fprintf(a.err, "nothing was left in the spool %s\n", name)
+		return nil
+	}
+	producer, err := c.Producer()
+	if err != nil {
+		return err
+	}
+	defer producer.Close()
+	if err := tellOfSpool(ctx, c, producer, name, spool.Stats{}); err != nil {
+		return missing("%w", err)
+	}
+	fmt.Fprintf(a.err, "runs no longer count the %s records of the spool %s\n", thousands(told.Records), name)
+	return nil
 }

@@ -25,7 +25,7 @@ func TestASpoolIsShownAndDrainedOnce(t *testing.T) {
 	cfg := s.Config()
 	s.env = map[string]string{"KAFKA_BROKERS": strings.Join(cfg.Brokers, ","), "SCHEMA_REGISTRY_URL": cfg.RegistryURL, "NAMESPACE": cfg.Namespace}
 	dir := t.TempDir()
-	left, err := spool.Open(spool.Options{Dir: dir, Label: cfg.Namespace, MaxBytes: 1 << 20, SegmentBytes: 2 << 10})
+	left, err := spool.Open(spool.Options{Dir: dir, Label: cfg.Namespace, Owner: "event-collector-3", MaxBytes: 1 << 20, SegmentBytes: 2 << 10})
 	require.NoError(t, err)
 	var want []string
 	for i := range 50 {
@@ -68,6 +68,23 @@ func TestASpoolIsShownAndDrainedOnce(t *testing.T) {
 	}
 	require.Equal(t, want, got)
 	require.EqualValues(t, 0, s.ok("spool", "show", dir, "--json").one(t)["records"])
+
+	// Whoever drains it says so in Kafka as its collector would have, and again, in case nobody heard.
+	require.Regexp(t, "^event-collector-3-[0-9a-f]{16}$", left.Name())
+	told := func(n int) event.Spool {
+		all := kafkatest.Consume[event.Spool](t, s.Kafka, topic.Spools, n)
+		require.Len(t, s.All(t, topic.Spools), n)
+		return all[n-1]
+	}
+	require.Equal(t, []any{left.Name(), int64(0)}, []any{told(2).Spool, told(2).Records})
+	require.Equal(t, exitUsage, s.hikyaku("spool", "forget", "event-collector-4").code)
+	s.ok("spool", "forget", left.Name())
+	told(2)
+	r, err := s.Cluster(t, topic.Collector).Record(topic.Spools, "lost", &event.Spool{Spool: "lost", Records: 1204, UpdatedAt: time.Now()})
+	require.NoError(t, err)
+	s.Produce(t, r)
+	require.Contains(t, s.ok("spool", "forget", "lost").err, "no longer count the 1,204 records")
+	require.Equal(t, []any{"lost", int64(0)}, []any{told(4).Spool, told(4).Records})
 
 	// Damage is not passed over, unless somebody has decided so.
 	dir = t.TempDir()

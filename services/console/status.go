@@ -78,6 +78,7 @@ type runStatus struct {
 	Requested  int64  `json:"requested"`
 	Waiting    int64  `json:"waiting"`
 	WaitsFor   string `json:"waits_for"`
+	Unread     int64  `json:"unread_spool_events"`
 }
 
 // overview asks everybody and prints what came of it. It shows what it can: that
@@ -345,7 +346,7 @@ func (p *runPicture) status(id identity.ID, groups []groupStatus) (runStatus, bo
 	if p.state == nil || (&runState{State: p.state.State}).ended() {
 		return runStatus{}, false
 	}
-	s := runStatus{RunID: id.String(), CampaignID: p.campaign, State: p.state.State, Note: p.state.Note}
+	s := runStatus{RunID: id.String(), CampaignID: p.campaign, State: p.state.State, Note: p.state.Note, Unread: p.state.UnreadSpoolEvents}
 	for _, c := range p.counters {
 		s.Requested += c.Requested
 		s.Waiting += c.Waiting
@@ -425,6 +426,11 @@ func (a *app) printOverview(o *overview) {
 		}
 		fmt.Fprintln(a.out)
 		a.table([]string{"RUN", "CAMPAIGN", "STATE", "WAITS FOR"}, rows)
+		for _, r := range o.Runs {
+			if r.Unread > 0 {
+				fmt.Fprintf(a.out, "%s: %s.\n", r.RunID, aboutUnread(r.Unread))
+			}
+		}
 	}
 	var letters []string
 	for _, service := range slices.Sorted(maps.Keys(o.DeadLetters)) {

@@ -31,7 +31,7 @@ func TestStatusSaysWhatIsWrongNow(t *testing.T) {
 
 	run := identity.Run(s.namespace, "greeting", "now")
 	asked := time.Now().UTC().Truncate(time.Microsecond)
-	state := event.RunState{State: "blocked", Note: "group event-collector lacks 3 records of profiles", RequestedAt: asked, AsOf: asked, ExpiresAt: asked, UpdatedAt: asked}
+	state := event.RunState{State: "blocked", Note: "group event-collector lacks 3 records of profiles", UnreadSpoolEvents: 1204, RequestedAt: asked, AsOf: asked, ExpiresAt: asked, UpdatedAt: asked}
 	s.produce(topic.Runs, run.String(), &event.Run{RunID: run, CampaignID: "greeting", State: &state})
 	ended := identity.Run(s.namespace, "greeting", "before")
 	over := state
@@ -52,6 +52,7 @@ func TestStatusSaysWhatIsWrongNow(t *testing.T) {
 	require.Contains(t, said, "group sender has no members")
 	require.Contains(t, said, "run "+run.String()+" of greeting is blocked: group event-collector lacks 3 records of profiles")
 	require.Len(t, o.Runs, 1, "what has ended waits for nothing")
+	require.EqualValues(t, 1204, o.Runs[0].Unread)
 	require.Equal(t, map[string]int64{topic.Sender: 1}, o.DeadLetters)
 	for _, g := range o.Groups {
 		if g.Group == topic.GroupSink {
@@ -64,6 +65,7 @@ func TestStatusSaysWhatIsWrongNow(t *testing.T) {
 	require.Equal(t, exitMissing, text.code)
 	require.Contains(t, text.out, "What is wrong now:")
 	require.Regexp(t, `sender-0 +127\.0\.0\.1:\d+ +NO`, text.out)
+	require.Contains(t, text.out, run.String()+": 1,204 events still lay in collectors' spools")
 	require.Contains(t, text.out, "Dead letters: 1 of the sender")
 
 	s.Fake.Close()

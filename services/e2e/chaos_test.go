@@ -338,6 +338,11 @@ func TestKafkaStoppedBeyondEveryTimeout(t *testing.T) {
 	require.Zero(t, b.Uncertain, "every call was answered, and every answer could be written in the end")
 	s.requireOneMailEach(b.Accepted)
 	s.requireEvents(append(acknowledged, "after"))
+	told := s.lines("topic", "read", "spools")
+	require.NotEmpty(t, told, "the collector says what its spool held")
+	last := told[len(told)-1]
+	require.Contains(t, last["key"], "event-collector-0-")
+	require.Zero(t, last["value"].(map[string]any)["records"], "and that nothing is left")
 	s.saysWell(everybody(all)...)
 	for _, m := range all {
 		require.Empty(t, m.ended(), m.name)

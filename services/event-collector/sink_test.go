@@ -25,6 +25,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
+	"github.com/hikyaku/hikyaku/services/internal/spool"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
 )
 
@@ -39,6 +40,8 @@ type stage struct {
 	service *Service
 	tel     *telemetry.Telemetry
 	stop    func()
+
+	spoolDir string
 }
 
 // startSink runs a sink until the test ends. It writes through into, if given,
@@ -52,6 +55,12 @@ func startSink(t *testing.T, away *switchable) *stage {
 	}
 	into, err := clickhouse.Open(at, s.conn.Database())
 	require.NoError(t, err)
+	// Not a sink's: an intake may run beside it.
+	s.spoolDir = t.TempDir()
+	left, err := spool.Open(spool.Options{Dir: s.spoolDir, Label: k.Config().Namespace, Owner: "event-collector-0", MaxBytes: 1 << 20})
+	require.NoError(t, err)
+	require.NoError(t, left.Append(t.Context(), spool.Entry{Topic: topic.Events, Key: "u", Record: &event.Event{EventID: "e", UserID: "u", Name: "x"}}))
+	require.NoError(t, left.Close())
 	s.start(at, into)
 	t.Cleanup(func() { s.stop() })
 	return s
@@ -60,7 +69,7 @@ func startSink(t *testing.T, away *switchable) *stage {
 func (s *stage) start(at clickhouse.Config, into *clickhouse.Conn) {
 	var err error
 	s.tel = kafkatest.Telemetry(s.t, topic.Collector)
-	s.service, err = New(Config{Kafka: s.Config(), ClickHouse: at, Sink: SinkConfig{Linger: 20 * time.Millisecond, BatchRecords: 20000, BatchMiB: 32}}, s.tel)
+	s.service, err = New(Config{Kafka: s.Config(), ClickHouse: at, Spool: SpoolConfig{Dir: s.spoolDir, MaxMiB: 1}, Sink: SinkConfig{Linger: 20 * time.Millisecond, BatchRecords: 20000, BatchMiB: 32}}, s.tel)
 	require.NoError(s.t, err)
 	s.service.sinkInto(into)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -256,6 +265,10 @@ func TestEveryKindOfRecordArrivesWithAllItsColumns(t *testing.T) {
 		s.record(topic.Profiles, "undone", &event.Profile{UserID: "undone", Revision: 2, CreatedAt: noon, UpdatedAt: noon, Deleted: true}),
 	)
 	s.waitUntilSunk()
+	_, rest, err := spool.Look(s.spoolDir)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, rest.Records)
+	require.Empty(t, s.All(t, topic.Spools), "a sink has no spool to tell of")
 
 	const typed = "(map('s','a \"quoted\" 飛脚'),map('i',9007199254740993),map('f',1.5),map('b',true),map('t',toUnixTimestamp64Micro(toDateTime64('2026-05-17 12:00:00.123456',6,'UTC'))),map('j','{\"a\":[1,2]}'))"
 	at := func(column, moment string) string {

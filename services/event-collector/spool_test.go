@@ -57,6 +57,22 @@ func (s *site) came() map[string][]string {
 	return ids
 }
 
+// told is what the collectors of a site have told Kafka of their spools, once it is so many records
+// or more, and the last says that nothing is left.
+func (s *site) told(records int) (said []event.Spool) {
+	s.t.Helper()
+	kafkatest.Eventually(s.t, func() bool {
+		said = nil
+		for _, r := range s.All(s.t, topic.Spools) {
+			var e event.Spool
+			s.Decode(s.t, r, &e)
+			said = append(said, e)
+		}
+		return len(said) >= records && said[len(said)-1].Records == 0
+	}, "it is not said what is in the spool")
+	return said
+}
+
 func firsts(ids []string) (out []string) {
 	seen := map[string]bool{}
 	for _, id := range ids {
@@ -196,6 +212,23 @@ func TestTheSpoolOutlivesItsProcess(t *testing.T) {
 	second.direct()
 	require.Equal(t, http.StatusOK, second.track("u", 4))
 	require.Equal(t, sequence("u", 5), firsts(second.came()["u"]))
+
+	// A run, which does not wait for what lay here, can say how much it was.
+	said := second.told(1)
+	require.EqualValues(t, 4, said[0].Records, "before any of it is drained")
+	require.Positive(t, said[0].Bytes)
+	require.WithinDuration(t, time.Now(), *said[0].OldestAt, kafkatest.Patience)
+	last := said[len(said)-1]
+	require.Equal(t, []any{int64(0), (*time.Time)(nil), said[0].Spool}, []any{last.Records, last.OldestAt, last.Spool})
+
+	// It is said again at each start: the last process may have been killed before it could. A spool
+	// that was never used has nothing to say.
+	second.stop()
+	third := startIntakeOn(t, k, configure)
+	said = third.told(len(said) + 1)
+	unused := startIntakeOn(t, k, nil).started()
+	unused.stop()
+	require.Len(t, unused.told(1), len(said))
 }
 
 func TestAFullSpoolOrADiskThatFailsIsAnsweredWith503(t *testing.T) {

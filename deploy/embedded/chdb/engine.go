@@ -116,6 +116,8 @@ func serverArguments(path string, opts Options) []string {
 		// Threads above these end when they have nothing to do.
 		"--max_thread_pool_free_size=8",
 		"--background_pool_size=2",
+		// Who waits for an answer goes before what is tidied up meanwhile.
+		"--os_threads_nice_value_merge_mutate=10",
 		// Below a pool of 10 threads the defaults (20 and 8 free entries) would let no mutation and no large merge ever begin.
 		"--merge_tree.number_of_free_entries_in_pool_to_execute_mutation=1",
 		"--merge_tree.number_of_free_entries_in_pool_to_lower_max_size_of_merge=1",

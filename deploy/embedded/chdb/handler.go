@@ -208,6 +208,8 @@ func (a *answer) options(r *http.Request) (database string, settings map[string]
 		"compile_expressions":           "0",
 		"compile_aggregate_expressions": "0",
 		"compile_sort_description":      "0",
+		// By default a thread for each free GiB, which in MaxServerMemoryBytes is one, however many cores there are.
+		"max_threads_min_free_memory_per_thread": "100000000",
 	}
 	for name, values := range a.values {
 		value := values[len(values)-1]

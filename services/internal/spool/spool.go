@@ -2,8 +2,8 @@
 // has returned for is fsynced and checksummed: neither a kill nor a power cut takes it.
 //
 // A spool is a directory of segment files, a mark that says how much of them has been
-// drained, the schemas that the records were written with, and a lock, so that no two
-// processes use it. A segment is a row of batches, each written and fsynced as one:
+// drained, the schemas that the records were written with, its own name, and a lock, so that no
+// two processes use it. A segment is a row of batches, each written and fsynced as one:
 //
 //	magic    4 bytes
 //	length   uint32, of the body
@@ -22,11 +22,13 @@ package spool
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -60,6 +62,8 @@ type Options struct {
 	Dir string
 	// Label says whose records these are. A spool with another label is not opened.
 	Label string
+	// Owner is what the name of a spool that has none yet begins with. Unless given, it stays without.
+	Owner string
 	// MaxBytes bounds all segments together; 0 keeps a spool from growing.
 	MaxBytes int64
 	// SegmentBytes is how large a segment grows before the next is begun: room is made
@@ -78,6 +82,7 @@ type Options struct {
 type Spool struct {
 	o       Options
 	lock    *os.File
+	name    string
 	schemas schemas
 
 	mu       sync.Mutex
@@ -166,6 +171,9 @@ func (s *Spool) open() error {
 	if err := s.checkLabel(); err != nil {
 		return err
 	}
+	if err := s.readName(); err != nil {
+		return err
+	}
 	if err := s.schemas.load(s.path("schemas")); err != nil {
 		return err
 	}
@@ -194,6 +202,26 @@ func (s *Spool) checkLabel() error {
 	}
 	return nil
 }
+
+// readName finds the spool's name, or gives it one.
+func (s *Spool) readName() error {
+	b, err := os.ReadFile(s.path("name"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	s.name = strings.TrimSuffix(string(b), "\n")
+	if s.name != "" || s.o.Owner == "" {
+		return nil
+	}
+	var chance [8]byte
+	_, _ = rand.Read(chance[:]) // never fails: crypto/rand ends the process instead
+	s.name = fmt.Sprintf("%s-%x", s.o.Owner, chance)
+	return replaceFile(s.path("name"), []byte(s.name+"\n"))
+}
+
+// Name is the spool's own, which no other has, wherever its directory is moved; empty if nobody
+// has given it one.
+func (s *Spool) Name() string { return s.name }
 
 func (s *Spool) path(name string) string { return filepath.Join(s.o.Dir, name) }
 
@@ -238,6 +266,13 @@ func (s *Spool) Empty() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.gathered == 0 && s.records == 0
+}
+
+// Used reports whether there has ever been anything in it, in whichever process.
+func (s *Spool) Used() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.records > 0 || s.mark != position{}
 }
 
 // Committed tells, by a value now and then, that something has become durable.

@@ -76,8 +76,9 @@ func segments(t testing.TB, dir string) []string {
 func TestWhatWasAppendedIsReadInOrderAfterAKill(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	s := open(t, Options{Dir: dir, SegmentBytes: 1 << 10})
+	s := open(t, Options{Dir: dir, SegmentBytes: 1 << 10, Owner: "a"})
 	require.True(t, s.Empty())
+	require.False(t, s.Used())
 	fill(t, s, 0, 40)
 	require.Greater(t, len(segments(t, dir)), 2)
 	st := s.Stats()
@@ -93,7 +94,7 @@ func TestWhatWasAppendedIsReadInOrderAfterAKill(t *testing.T) {
 
 	// Nothing is closed: as a kill leaves it, but for the lock, which goes with the process.
 	require.NoError(t, s.unlock())
-	again := open(t, Options{Dir: dir, SegmentBytes: 1 << 10})
+	again := open(t, Options{Dir: dir, SegmentBytes: 1 << 10, Owner: "b"})
 	require.EqualValues(t, 39, again.Stats().Records)
 	fill(t, again, 40, 45)
 	got, last := ids(t, again)
@@ -106,6 +107,10 @@ func TestWhatWasAppendedIsReadInOrderAfterAKill(t *testing.T) {
 
 	third := open(t, Options{Dir: dir})
 	require.True(t, third.Empty())
+	require.True(t, third.Used())
+	require.Regexp(t, "^a-", third.Name(), "whoever has it later")
+	require.Equal(t, s.Name(), third.Name())
+	require.NotEqual(t, s.Name(), open(t, Options{Dir: t.TempDir(), Owner: "a"}).Name())
 	fill(t, third, 45, 47)
 	got, _ = ids(t, third)
 	require.Equal(t, numbers(45, 47), got)

@@ -42,8 +42,9 @@ type Asker interface {
 
 // Waiter waits for other parts of the pipeline.
 type Waiter interface {
-	// Fresh returns when ClickHouse holds all facts that were in Kafka at the call.
-	Fresh(ctx context.Context, report func(string)) error
+	// Fresh returns when ClickHouse holds all facts that were in Kafka at the call. It does not
+	// wait for what lies in collectors' spools, and returns how many records that were.
+	Fresh(ctx context.Context, report func(string)) (unread int64, err error)
 	// Sunk returns when ClickHouse holds all requests, outcomes and run records
 	// that were in Kafka at the call.
 	Sunk(ctx context.Context, report func(string)) error
@@ -170,7 +171,7 @@ func changed(s event.RunState, now time.Time) Step {
 	return Step{State: &s}
 }
 
-type prepared struct{ expected int64 }
+type prepared struct{ expected, unread int64 }
 
 func (d *Driver) prepare(run identity.ID, s event.RunState, now time.Time) Step {
 	if s.CancelRequested { // nobody was asked for yet: there is nothing to balance
@@ -180,13 +181,14 @@ func (d *Driver) prepare(run identity.ID, s event.RunState, now time.Time) Step 
 	}
 	state := s
 	p := d.jobs.run(run, "prepare", now, func(ctx context.Context, report func(string)) (any, error) {
-		if err := d.wait.Fresh(ctx, report); err != nil {
+		unread, err := d.wait.Fresh(ctx, report)
+		if err != nil {
 			return nil, err
 		}
 		report("counting the audience")
 		n, err := d.ask.Expected(ctx, run, &state)
 		crash.At(crash.DriverCounted)
-		return prepared{expected: n}, err
+		return prepared{expected: n, unread: unread}, err
 	})
 	switch {
 	case !p.done && now.Sub(p.since) < d.staleAfter:
@@ -200,7 +202,8 @@ func (d *Driver) prepare(run identity.ID, s event.RunState, now time.Time) Step 
 		return d.fail(run, s, p.err, now)
 	}
 	d.jobs.drop(run)
-	s.Expected = p.result.(prepared).expected
+	found := p.result.(prepared)
+	s.Expected, s.UnreadSpoolEvents = found.expected, found.unread
 	s.Shards = int32(max(1, (s.Expected+TargetShard-1)/TargetShard))
 	s.State, s.Note, s.StartedAt = runs.Resolving, "", &now
 	return Step{State: changed(s, now).State, Shards: s.Shards}

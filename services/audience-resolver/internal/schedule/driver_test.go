@@ -24,6 +24,7 @@ var (
 // pipeline is a ClickHouse and a Kafka that answer when told to.
 type pipeline struct {
 	fresh    chan struct{}
+	unread   int64
 	sunk     chan struct{} // nil: at once
 	expected int64
 	err      error
@@ -36,13 +37,13 @@ func (p *pipeline) Expected(context.Context, identity.ID, *event.RunState) (int6
 func (p *pipeline) Classes(context.Context, identity.ID) (map[string]int64, error) {
 	return p.classes, nil
 }
-func (p *pipeline) Fresh(ctx context.Context, report func(string)) error {
+func (p *pipeline) Fresh(ctx context.Context, report func(string)) (int64, error) {
 	report("group sink lacks 5 records of events")
 	select {
 	case <-p.fresh:
-		return nil
+		return p.unread, nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return 0, ctx.Err()
 	}
 }
 func (p *pipeline) Sunk(ctx context.Context, report func(string)) error {
@@ -112,12 +113,13 @@ func (f *fixture) done(candidates int64, c event.RunCounters) {
 
 func TestRunGoesThroughItsStates(t *testing.T) {
 	t.Parallel()
-	f := start(t, &pipeline{fresh: make(chan struct{}), expected: 31_000, classes: map[string]int64{"accepted": 2}})
+	f := start(t, &pipeline{fresh: make(chan struct{}), unread: 7, expected: 31_000, classes: map[string]int64{"accepted": 2}})
 	require.Nil(t, f.tick().State, "nothing moves before ClickHouse is fresh")
 	close(f.fresh)
 	step := f.until(runs.Resolving)
 	require.EqualValues(t, 3, step.Shards)
 	require.EqualValues(t, 31_000, step.State.Expected)
+	require.EqualValues(t, 7, step.State.UnreadSpoolEvents, "they are not waited for, and it is said")
 	require.NotNil(t, step.State.StartedAt)
 
 	for shard := range int32(2) {
@@ -137,6 +139,7 @@ func TestRunGoesThroughItsStates(t *testing.T) {
 
 	counters.Waiting, counters.Accepted = 0, 2
 	step = f.until(runs.Balancing)
+	require.EqualValues(t, 7, step.State.UnreadSpoolEvents)
 	require.False(t, step.State.Balanced, "ClickHouse has not been asked yet")
 }
 

@@ -60,6 +60,7 @@ type Writer struct {
 	head     *spool.Ticket // of the last of them in the spool
 	landed   chan struct{} // a value when flying has become empty
 	spooling chan struct{} // a value when direct has ended
+	emptied  chan struct{} // a value when direct has begun
 	gate     chan struct{} // closed when Write may go on; nil if it may
 	why      error         // direct has ended, or has not begun
 	stopped  bool
@@ -74,9 +75,9 @@ const Component = "spool"
 
 // New returns a writer that opens nothing.
 func New(o Options) *Writer {
-	w := &Writer{Options: o, log: o.Tel.Log, landed: make(chan struct{}, 1), spooling: make(chan struct{}, 1)}
+	w := &Writer{Options: o, log: o.Tel.Log, landed: make(chan struct{}, 1), spooling: make(chan struct{}, 1), emptied: make(chan struct{}, 1)}
 	w.memories.New = func() any { return new(kafka.Memory) }
-	w.Spool.Log = w.log
+	w.Spool.Log, w.Spool.Owner = w.log, o.Cluster.Member()
 	w.ctx, w.stop = context.WithCancel(context.Background())
 	w.metrics = newMetrics(o.Tel.Registry, w)
 	return w
@@ -116,6 +117,8 @@ func (w *Writer) Start() error {
 		return err
 	}
 	w.producer = producer
+	first := w.spool.Stats() // before any of it is drained
+	w.tasks.Go(func() { w.tell(w.ctx, first) })
 	w.tasks.Go(func() { w.drain(w.ctx) })
 	return nil
 }
@@ -474,12 +477,64 @@ func (w *Writer) handOver(ctx context.Context) bool {
 		w.direct.Store(true)
 		w.why = nil
 		w.say()
+		notify(w.emptied)
 		w.log.Info("what comes in goes to Kafka")
 	}
 	w.gate = nil
 	w.mu.Unlock()
 	close(gate)
 	return err == nil
+}
+
+// tellEvery is how often Kafka is told what the spool holds, while that changes.
+const tellEvery = time.Second
+
+// tell tells Kafka what the spool holds, which nobody else can see: a run does not wait for it, and says
+// how much it was. What was told lies there for ever, so a spool that was used before begins by telling
+// how it stands now, whatever its last process came to say; one that was never used tells nothing. While
+// Kafka is away the record under way waits with the others, and the next follows at once.
+func (w *Writer) tell(ctx context.Context, now spool.Stats) {
+	said, failed := int64(0), false
+	due := w.spool.Used()
+	t := time.NewTicker(tellEvery)
+	defer t.Stop()
+	for {
+		if due || now.Records != said {
+			err := w.told(ctx, now)
+			if ctx.Err() != nil {
+				return
+			}
+			if err == nil {
+				said, due = now.Records, false
+			} else if !failed && !errors.Is(err, kgo.ErrMaxBuffered) {
+				w.log.Warn("Kafka is not told how much is in the spool; it is tried again", "error", err)
+			}
+			failed = err != nil
+		}
+		select {
+		case <-t.C:
+		case <-w.emptied:
+		case <-ctx.Done():
+			return
+		}
+		now = w.spool.Stats()
+	}
+}
+
+// told returns when Kafka has been told.
+func (w *Writer) told(ctx context.Context, st spool.Stats) error {
+	r, err := drain.Told(w.Cluster, w.spool.Name(), st)
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	w.producer.TryProduce(context.Background(), r, func(_ *kgo.Record, err error) { done <- err })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func notify(c chan struct{}) {
