@@ -90,7 +90,7 @@ func aWorld(rng *rand.Rand, name string) *world {
 	for r := range goals {
 		run, goal, campaign := id("run", name, r), goals[r], name+[]string{"autumn", "winter"}[rng.IntN(2)]
 		w.goals[run] = goal
-		w.rows = append(w.rows, tableRow{"run_rows", row{"run_id": run, "campaign_id": campaign, "channel": "email", "as_of": day0, "goal_event": goal.event, "goal_within_ms": goal.within.Milliseconds(),
+		w.rows = append(w.rows, tableRow{"run_rows", row{"run_id": run, "campaign_id": campaign, "channel": "email", "as_of": day0, "finished_at": day0.Add(60 * time.Hour), "goal_event": goal.event, "goal_within_ms": goal.within.Milliseconds(),
 			"goal_revenue": goal.revenue, "ingested_at": day0, "kafka_offset": int64(r)}})
 		for _, user := range people {
 			m := &aMessage{campaign: campaign, variant: []string{"a", "b"}[rng.IntN(2)], user: user, run: run, id: id(run, user), first: map[string]time.Time{}}
@@ -644,6 +644,19 @@ func TestWhatAnalystsReadIsWhatTheRecordsSay(t *testing.T) {
 	if got := one[time.Time](t, c, "SELECT max(complete_until) FROM funnel"); !got.Equal(later.Add(time.Hour)) {
 		t.Errorf("complete until %s", got)
 	}
+	// Long after its run had ended a message turns out to have been delivered, and then its goal is reached.
+	like := all.messages[slices.IndexFunc(all.messages, func(m *aMessage) bool { return all.goals[m.run].event != "" })]
+	at := day0.AddDate(0, 0, 10)
+	m, goal := &aMessage{campaign: like.campaign, variant: like.variant, user: "at last", run: like.run, id: id("at last"), first: map[string]time.Time{"delivered": at}}, all.goals[like.run]
+	all.messages = append(all.messages, m)
+	insert(t, c, []tableRow{{"outcome_rows", row{"outcome_id": id(m.id, "delivered"), "message_id": m.id, "run_id": m.run, "campaign_id": m.campaign, "variant": m.variant, "user_id": m.user,
+		"channel": "email", "outcome": "delivered", "attempt": int32(1), "occurred_at": at, "ingested_at": at}}})
+	complete(at.Add(10 * time.Minute))
+	keep()
+	reached := anEvent{id: "at last", user: m.user, name: goal.event, at: at.Add(goal.within)}
+	all.events = append(all.events, reached)
+	insert(t, c, []tableRow{{"event_rows", row{"event_id": reached.id, "user_id": reached.user, "name": reached.name, "occurred_at": reached.at, "ingested_at": reached.at}}})
+	check("with a late delivery and its goal")
 	// Another version of the classifier is put in force: nothing that was kept holds.
 	insert(t, c, []tableRow{{"classifier_rows", row{"version": uint32(3), "put_at": day0.Add(2 * time.Hour)}}})
 	for i := range all.hits {
