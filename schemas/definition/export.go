@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/robfig/cron/v3"
-
-	"github.com/hikyaku/hikyaku/schemas/definition/filter"
 )
 
 // Export writes what is known to files on S3: when somebody asks for it, and at At or by
@@ -145,7 +143,9 @@ func (d *decoder) export(n *node) *Export {
 			}
 			e.MaxFileBytes = n.int
 		}},
-		field{"at", false, func(n *node, p string) { d.moment(n, p, &e.At) }},
+		field{"at", false, func(n *node, p string) {
+			e.At = d.moment(n, p, "a time with a zone such as 2026-12-01T09:00:00+09:00").UTC()
+		}},
 		field{"schedule", false, func(n *node, p string) { e.Schedule = d.schedule(n, p) }},
 	)...)
 	e.fill()
@@ -225,24 +225,6 @@ func (d *decoder) attributeTypes(n *node, path string) map[string]string {
 
 // AttributeNames are the attributes that become columns, sorted.
 func (d *Export) AttributeNames() []string { return slices.Sorted(maps.Keys(d.Attributes)) }
-
-func (d *decoder) moment(n *node, path string, into *time.Time) {
-	const expected = "a time with a zone such as 2026-12-01T09:00:00+09:00"
-	if n.shape != text {
-		d.shapeError(n, path, found(n), expected)
-		return
-	}
-	if !timePattern.MatchString(n.text) {
-		d.shapeError(n, path, fmt.Sprintf("%q is not a time", n.text), expected)
-		return
-	}
-	t, err := filter.ParseTime(n.text)
-	if err != nil {
-		d.meaningError(n, path, fmt.Sprintf("%q is not in the calendar", n.text), expected)
-		return
-	}
-	*into = t.UTC()
-}
 
 func (d *decoder) schedule(n *node, path string) *Schedule {
 	s := &Schedule{Zone: "UTC"}

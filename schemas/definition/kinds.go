@@ -409,22 +409,26 @@ func (d *decoder) at(n *node, path string, at *At) {
 		d.object(n, path, field{"segment", true, func(n *node, p string) { d.reference(n, p, KindSegment, &at.Segment) }})
 		return
 	}
-	if n.shape != text {
-		d.shapeError(n, path, found(n), expected)
-		return
-	}
-	if n.text == "now" {
+	if n.shape == text && n.text == "now" {
 		at.Now = true
 		return
 	}
-	if !timePattern.MatchString(n.text) {
+	at.Time = d.moment(n, path, expected)
+}
+
+// moment reads a time with a zone; where there is none it says so and returns zero.
+func (d *decoder) moment(n *node, path, expected string) time.Time {
+	switch {
+	case n.shape != text:
+		d.shapeError(n, path, found(n), expected)
+	case !timePattern.MatchString(n.text):
 		d.shapeError(n, path, fmt.Sprintf("%q is not a time", n.text), expected)
-		return
-	}
-	t, err := filter.ParseTime(n.text)
-	if err != nil {
+	default:
+		t, err := filter.ParseTime(n.text)
+		if err == nil {
+			return t
+		}
 		d.meaningError(n, path, fmt.Sprintf("%q is not in the calendar", n.text), expected)
-		return
 	}
-	at.Time = t
+	return time.Time{}
 }

@@ -87,7 +87,7 @@ func TestAnEndedRunThatDoesNotBalanceIsExitOne(t *testing.T) {
 	require.Equal(t, exitUsage, s.hikyaku("balance", identity.Hash("none").String()).code)
 }
 
-func TestFunnelCountsPeopleOfRunsOnly(t *testing.T) {
+func TestFunnelCountsMessagesOfRunsOnly(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
 	run := identity.Run(s.namespace, "hello-all", "one")
@@ -113,7 +113,8 @@ func TestFunnelCountsPeopleOfRunsOnly(t *testing.T) {
 	var order []any
 	for _, x := range a["steps"].([]any) {
 		step := x.(map[string]any)
-		steps[step["step"].(string)] = step["people"]
+		steps[step["step"].(string)] = step["messages"]
+		require.NotContains(t, step, "people")
 		order = append(order, step["step"])
 	}
 	require.Equal(t, map[string]any{"requested": 4.0, "rendered": 1.0, "accepted": 1.0, "delivered": 0.0, "opened": 1.0, "clicked": 1.0, "converted": 0.0, "unsubscribed": 0.0,
@@ -129,17 +130,19 @@ func TestFunnelCountsPeopleOfRunsOnly(t *testing.T) {
 	for i, name := range []string{"add_to_cart", "purchase"} {
 		s.insert("event_rows", row{"event_id": name, "user_id": "got", "name": name, "occurred_at": began.Add(time.Duration(2+i) * time.Minute)})
 	}
-	own := func(args ...string) (counts []any) {
+	own := func(of string, args ...string) (counts []any) {
 		t.Helper()
 		for _, x := range s.ok(append([]string{"funnel", "--json", "--steps"}, args...)...).one(t)["steps"].([]any) {
-			counts = append(counts, x.(map[string]any)["people"])
+			step := x.(map[string]any)
+			require.Len(t, step, 2, "a step and what is counted")
+			counts = append(counts, step[of])
 		}
 		return counts
 	}
-	require.Equal(t, []any{1.0, 1.0, 1.0, 1.0}, own("accepted,clicked, add_to_cart,purchase", "hello-all"))
-	require.Equal(t, []any{1.0, 1.0, 1.0, 0.0}, own("accepted,clicked,purchase,add_to_cart", "--by", "variant"))
-	require.Equal(t, []any{1.0, 1.0}, own("add_to_cart,purchase"))
-	require.Equal(t, []any{1.0, 0.0}, own("add_to_cart,purchase", "--within", "59s"))
+	require.Equal(t, []any{1.0, 1.0, 1.0, 1.0}, own("messages", "accepted,clicked, add_to_cart,purchase", "hello-all"))
+	require.Equal(t, []any{1.0, 1.0, 1.0, 0.0}, own("messages", "accepted,clicked,purchase,add_to_cart", "--by", "variant"))
+	require.Equal(t, []any{1.0, 1.0}, own("people", "add_to_cart,purchase"))
+	require.Equal(t, []any{1.0, 0.0}, own("people", "add_to_cart,purchase", "--within", "59s"))
 	require.Regexp(t, `(?m)^purchase +█{40} +1  100.0 %$`, s.ok("funnel", "--steps", "add_to_cart,purchase").out)
 	for want, args := range map[string][]string{
 		`there is no event "purchased", and it is no step of messages; did you mean "purchase"?`: {"--steps", "accepted,purchased"},

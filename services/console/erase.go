@@ -19,6 +19,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
@@ -33,7 +34,8 @@ It says what was removed, and what forgets later and when: Kafka keeps its recor
 not stored by Hikyaku: files that were imported or exported on S3, mails at providers. A file that still lists the person brings her back as somebody new
 when it is imported again, and so does whatever she does from now on.
 
-Messages on their way are still sent (hikyaku cancel stops their run). It may be called again at any time, also after it was stopped.`,
+Messages on their way are still sent (hikyaku cancel stops their run). It may be called again at any time, also after it was stopped: then it says that it had begun before,
+and counts what was left.`,
 		Example: "  hikyaku erase 12347\n  hikyaku erase 12347 --yes --json", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.erase(cmd.Context(), args[0], yes) },
 	}
@@ -62,9 +64,10 @@ var erasedTables = []struct {
 type erasure struct {
 	UserID   string            `json:"user_id"`
 	ErasedAt time.Time         `json:"erased_at"`
-	Removed  map[string]uint64 `json:"removed"`  // rows by table, copies included
-	Unlinked map[string]uint64 `json:"unlinked"` // rows by table that bear a pseudonym now
-	Left     map[string]uint64 `json:"left"`     // rows by table that name the person and came meanwhile
+	Before   *time.Time        `json:"erased_before,omitempty"` // an erase went before, to its end or not: its rows are not counted here
+	Removed  map[string]uint64 `json:"removed"`                 // rows by table, copies included
+	Unlinked map[string]uint64 `json:"unlinked"`                // rows by table that bear a pseudonym now
+	Left     map[string]uint64 `json:"left"`                    // rows by table that name the person and came meanwhile
 	Forgets  []forgets         `json:"forgets"`
 	Seconds  float64           `json:"seconds"`
 }
@@ -91,11 +94,11 @@ func (a *app) erase(ctx context.Context, userID string, yes bool) error {
 		}
 	}
 	fmt.Fprintln(a.err, "waiting until every service has forgotten")
-	e, err := a.forget(ctx, c, userID)
+	e, earlier, err := a.forget(ctx, c, userID)
 	if err != nil {
 		return err
 	}
-	out := erasure{UserID: userID, ErasedAt: e.ErasedAt, Removed: map[string]uint64{}, Unlinked: map[string]uint64{}, Forgets: forgetting()}
+	out := erasure{UserID: userID, ErasedAt: e.ErasedAt, Before: earlier, Removed: map[string]uint64{}, Unlinked: map[string]uint64{}, Forgets: forgetting()}
 	for _, t := range erasedTables {
 		n, err := a.eraseRows(ctx, t.name, string(t.from), t.kept, t.unlink, userID, e)
 		if err != nil {
@@ -108,11 +111,11 @@ func (a *app) erase(ctx context.Context, userID string, yes bool) error {
 		default:
 			out.Removed[t.name] = n
 		}
+		crash.At(crash.EraseTable)
 	}
-	if out.Removed["event_rows"] > 0 { // some may have been conversions
-		if err := a.forgetFunnels(ctx); err != nil {
-			return err
-		}
+	// Some events may have been conversions, also of those that a call which was stopped removed.
+	if err := a.forgetFunnels(ctx); err != nil {
+		return err
 	}
 	if out.Left, err = a.rowsNaming(ctx, userID); err != nil {
 		return err
@@ -122,6 +125,9 @@ func (a *app) erase(ctx context.Context, userID string, yes bool) error {
 		return a.printJSON(out)
 	}
 	fmt.Fprintf(a.out, "%s is erased\nremoved:  %s\nunlinked: %s\n", printable(userID), rowsInWords(out.Removed), rowsInWords(out.Unlinked))
+	if earlier != nil {
+		fmt.Fprintf(a.out, "not counted: what an erase of %s removed and unlinked, whether it came to its end or not\n", moment(*earlier))
+	}
 	if len(out.Left) > 0 {
 		fmt.Fprintf(a.out, "came since then, as of somebody new: %s\n", rowsInWords(out.Left))
 	}
@@ -134,23 +140,25 @@ func (a *app) erase(ctx context.Context, userID string, yes bool) error {
 }
 
 // forget lets the resolver forget the person, and then tells every sink whom to leave
-// out. Who is killed in between calls it again.
-func (a *app) forget(ctx context.Context, c *kafka.Cluster, userID string) (*event.Erasure, error) {
-	e := &event.Erasure{Person: identity.Person(c.Namespace(), userID), Partition: topic.Partition(userID, c.P())}
+// out. Who is killed in between calls it again. earlier is when it had come so far
+// before, nil if it never had.
+func (a *app) forget(ctx context.Context, c *kafka.Cluster, userID string) (e *event.Erasure, earlier *time.Time, err error) {
+	e = &event.Erasure{Person: identity.Person(c.Namespace(), userID), Partition: topic.Partition(userID, c.P())}
 	profiles, err := c.HighWatermarks(ctx, topic.Profiles)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	at := now()
 	if err := say(ctx, c, topic.ProfileUpdates, userID, &event.ProfilePatch{UserID: userID, OccurredAt: at, SetAt: at, SetBy: "operator:" + author(), Erases: true}); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	crash.At(crash.EraseAsked)
 	if err := awaitPassed(ctx, c, e.Partition, topic.GroupPersonLoop, topic.ProfileUpdates); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ends, err := c.HighWatermarks(ctx, topic.Profiles, topic.Events, topic.SegmentMembers)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	removed := int64(-1)
 	if err := c.ReadPartition(ctx, topic.Profiles, e.Partition, profiles[topic.Profiles][e.Partition], ends[topic.Profiles][e.Partition], kgo.ReadCommitted(), func(r *kgo.Record) error {
@@ -159,20 +167,21 @@ func (a *app) forget(ctx context.Context, c *kafka.Cluster, userID string) (*eve
 		}
 		return nil
 	}); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if removed < 0 {
-		return nil, broken("the resolver has not removed the profile: is its version older than this command's?")
+		return nil, nil, broken("the resolver has not removed the profile: is its version older than this command's?")
 	}
 	var mu sync.Mutex
 	if err := follow(ctx, a, topic.Erasures, func(known *event.Erasure) {
 		if known.Person == e.Person {
 			mu.Lock()
 			e.Pseudonym = known.Pseudonym // erased before: what was kept then is still hers
+			earlier = &known.ErasedAt
 			mu.Unlock()
 		}
 	}, func(context.Context, *kafka.Table) error { return nil }); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if e.Pseudonym == "" {
 		e.Pseudonym = "erased-" + strings.ToLower(rand.Text()[:20])
@@ -183,9 +192,10 @@ func (a *app) forget(ctx context.Context, c *kafka.Cluster, userID string) (*eve
 	e.Ends = []event.ErasedTopic{{Topic: string(topic.Events), Offset: ends[topic.Events][e.Partition]}, {Topic: string(topic.Profiles), Offset: removed},
 		{Topic: string(topic.SegmentMembers), Offset: ends[topic.SegmentMembers][e.Partition]}}
 	if err := say(ctx, c, topic.Erasures, e.Person.String(), e); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return e, awaitPassed(ctx, c, e.Partition, topic.GroupSink, topic.Profiles, topic.Events, topic.SegmentMembers, topic.Outcomes, topic.Engagements, topic.MessageRequestsBulk)
+	crash.At(crash.EraseNamed)
+	return e, earlier, awaitPassed(ctx, c, e.Partition, topic.GroupSink, topic.Profiles, topic.Events, topic.SegmentMembers, topic.Outcomes, topic.Engagements, topic.MessageRequestsBulk)
 }
 
 // say writes one record and waits until it is there.

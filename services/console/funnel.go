@@ -24,7 +24,7 @@ knows whom opened and clicked. converted are messages whose goal event came with
 With --steps: a funnel in strict order. Steps of messages come first (` + strings.Join(messageSteps, ", ") + `), then names of
 events: each step must come after the one before it, and within --within of the first. What began several times counts by its best try; at one
 moment the order of the steps decides. If the first step is a step of messages, messages are counted, of one campaign or of all; if it is an
-event, people are, and there is no campaign.`,
+event, people are, and there is no campaign. With --json a step says which: messages or people.`,
 		Example: `  hikyaku funnel thanks-2011
   hikyaku funnel thanks-2011 --by variant
   hikyaku funnel --steps 'delivered,clicked,add_to_cart,purchase' --within 7d --by variant
@@ -134,9 +134,26 @@ func didYouMean(written string, words []string) string {
 // funnelStep is one bar.
 type funnelStep struct {
 	Step     string `json:"step"`
-	People   int64  `json:"people"`             // or messages; in a bulk run one per person
+	Messages *int64 `json:"messages,omitempty"` // that got so far; in a bulk run one per person
+	People   *int64 `json:"people,omitempty"`   // instead, of a funnel that begins with an event
 	Machines *int64 `json:"machines,omitempty"` // opened and clicked: messages that machines did it to
 	Unknown  *int64 `json:"unknown,omitempty"`  // and who knows who
+}
+
+// step is a bar of what the funnel counts.
+func (q *funnelQuestion) step(name string, n uint64) funnelStep {
+	count := int64(n)
+	if q.steps != nil && q.ofEvents() {
+		return funnelStep{Step: name, People: &count}
+	}
+	return funnelStep{Step: name, Messages: &count}
+}
+
+func (s *funnelStep) count() int64 {
+	if s.People != nil {
+		return *s.People
+	}
+	return *s.Messages
 }
 
 type funnelGroup struct {
@@ -175,7 +192,7 @@ func (a *app) funnel(ctx context.Context, q *funnelQuestion) error {
 			return fmt.Errorf("reading the funnel of %s: %w", q.campaign, err)
 		}
 		for i, name := range names {
-			g.steps = append(g.steps, funnelStep{Step: name, People: int64(counts[i])})
+			g.steps = append(g.steps, q.step(name, counts[i]))
 		}
 		for i, name := range []string{"opened", "clicked"} {
 			machines, unknown := int64(counts[len(names)+i]), int64(counts[len(names)+2+i])
@@ -245,7 +262,7 @@ func (a *app) customFunnel(ctx context.Context, q *funnelQuestion) error {
 			groups = append(groups, funnelGroup{group: group, completeUntil: until})
 		}
 		g := &groups[len(groups)-1]
-		g.steps = append(g.steps, funnelStep{Step: step, People: int64(count)})
+		g.steps = append(g.steps, q.step(step, count))
 	}
 	if err := rows.Err(); err != nil {
 		return fmt.Errorf("reading a funnel of %s: %w", strings.Join(q.steps, ", "), err)
@@ -253,16 +270,20 @@ func (a *app) customFunnel(ctx context.Context, q *funnelQuestion) error {
 	if len(groups) == 0 && q.campaign != "" {
 		return a.noFunnel(ctx, q.campaign)
 	}
-	if len(groups) == 0 || groups[0].steps[0].People == 0 {
+	if len(groups) == 0 || groups[0].steps[0].count() == 0 {
 		if err := a.unknownEvents(ctx, q); err != nil {
 			return err
 		}
 	}
-	if len(groups) == 0 {
+	switch {
+	case len(groups) > 0:
+	case q.ofEvents():
 		return usage("nobody did %s", q.steps[0])
+	default:
+		return usage("no message was ever asked for")
 	}
 	for i := range groups {
-		if last := groups[i].steps[len(groups[i].steps)-1]; last.People == 0 {
+		if last := groups[i].steps[len(groups[i].steps)-1]; last.count() == 0 {
 			if err := a.unknownEvents(ctx, q); err != nil {
 				return err
 			}
@@ -336,17 +357,17 @@ func (a *app) bars(steps []funnelStep) {
 	}
 	for _, s := range steps {
 		share := 0.0
-		if steps[0].People > 0 {
-			share = float64(s.People) / float64(steps[0].People)
+		if steps[0].count() > 0 {
+			share = float64(s.count()) / float64(steps[0].count())
 		}
 		bar := strings.Repeat("█", min(width, int(share*width+0.5)))
-		if bar == "" && s.People > 0 {
+		if bar == "" && s.count() > 0 {
 			bar = "▏"
 		}
 		others := ""
 		if s.Machines != nil && *s.Machines+*s.Unknown > 0 {
 			others = fmt.Sprintf("  and %s by machines, %s by who knows whom", thousands(*s.Machines), thousands(*s.Unknown))
 		}
-		fmt.Fprintf(a.out, "%-*s %-*s %9s  %5.1f %%%s\n", names, printable(s.Step), width, bar, thousands(s.People), 100*share, others)
+		fmt.Fprintf(a.out, "%-*s %-*s %9s  %5.1f %%%s\n", names, printable(s.Step), width, bar, thousands(s.count()), 100*share, others)
 	}
 }

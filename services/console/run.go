@@ -56,18 +56,9 @@ func (a *app) start(ctx context.Context, campaign string, again, yes bool) error
 	}
 	request := identity.ID(randomBytes())
 	run := identity.Run(a.cluster.Namespace(), campaign, request.String())
-	rec, err := a.cluster.Record(topic.RunRequests, campaign, &event.RunRequest{Action: "start", RequestID: request, CampaignID: campaign, Again: again,
-		RequestedAt: now(), RequestedBy: author()})
-	if err != nil {
+	if err := say(ctx, a.cluster, topic.RunRequests, campaign, &event.RunRequest{Action: "start", RequestID: request, CampaignID: campaign, Again: again,
+		RequestedAt: now(), RequestedBy: author()}); err != nil {
 		return err
-	}
-	producer, err := a.cluster.Producer()
-	if err != nil {
-		return err
-	}
-	defer producer.Close()
-	if err := producer.ProduceSync(ctx, rec).FirstErr(); err != nil {
-		return missing("the request could not be written to Kafka: %w", err)
 	}
 	crash.At(crash.StartRequested)
 	s, err := a.awaitRun(ctx, run)
@@ -195,6 +186,19 @@ func runArg(s string) (identity.ID, error) {
 	return id, nil
 }
 
+// knownRun is the run that somebody names.
+func (a *app) knownRun(ctx context.Context, arg string) (identity.ID, *runState, error) {
+	run, err := runArg(arg)
+	if err != nil {
+		return run, nil, err
+	}
+	s, err := a.runState(ctx, run)
+	if errors.Is(err, errNoRun) {
+		err = usage("there is no run %s", run)
+	}
+	return run, s, err
+}
+
 func (a *app) statusCommand() *cobra.Command {
 	var follow bool
 	cmd := &cobra.Command{
@@ -217,14 +221,7 @@ With a run, on a terminal status draws a bar until the run has ended. Otherwise,
 }
 
 func (a *app) status(ctx context.Context, arg string, follow bool) error {
-	run, err := runArg(arg)
-	if err != nil {
-		return err
-	}
-	s, err := a.runState(ctx, run)
-	if errors.Is(err, errNoRun) {
-		return usage("there is no run %s", run)
-	}
+	run, s, err := a.knownRun(ctx, arg)
 	if err != nil {
 		return err
 	}
@@ -322,14 +319,7 @@ func (a *app) cancelCommand() *cobra.Command {
 }
 
 func (a *app) cancel(ctx context.Context, arg string) error {
-	run, err := runArg(arg)
-	if err != nil {
-		return err
-	}
-	s, err := a.runState(ctx, run)
-	if errors.Is(err, errNoRun) {
-		return usage("there is no run %s", run)
-	}
+	run, s, err := a.knownRun(ctx, arg)
 	if err != nil {
 		return err
 	}
@@ -352,18 +342,6 @@ func (a *app) requestCancel(ctx context.Context, campaign string, run identity.I
 	if err != nil {
 		return err
 	}
-	rec, err := c.Record(topic.RunRequests, campaign, &event.RunRequest{Action: "cancel", RequestID: identity.ID(randomBytes()), CampaignID: campaign, RunID: &run,
+	return say(ctx, c, topic.RunRequests, campaign, &event.RunRequest{Action: "cancel", RequestID: identity.ID(randomBytes()), CampaignID: campaign, RunID: &run,
 		RequestedAt: now(), RequestedBy: author()})
-	if err != nil {
-		return err
-	}
-	producer, err := c.Producer()
-	if err != nil {
-		return err
-	}
-	defer producer.Close()
-	if err := producer.ProduceSync(ctx, rec).FirstErr(); err != nil {
-		return missing("the request could not be written to Kafka: %w", err)
-	}
-	return nil
 }

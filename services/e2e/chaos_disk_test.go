@@ -50,7 +50,6 @@ func fill(t *testing.T, dir string) (filler string) {
 func (s *stack) child(service string, instance int, env ...string) *member {
 	t := s.t
 	t.Helper()
-	built = true
 	dir, err := programs()
 	require.NoError(t, err)
 	m := &member{s: s, name: fmt.Sprintf("%s-%d", service, instance), telemetry: freeAddr(t)}

@@ -33,28 +33,10 @@ import (
 )
 
 // mortal builds the programs that can be told to die at a crash point, once for
-// all tests. TestMain removes them.
+// all tests.
 var mortal = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "hikyaku-e2e-crash-")
-	if err != nil {
-		return "", err
-	}
-	args := []string{"build", "-tags", "crashpoints", "-o", dir, "github.com/hikyaku/hikyaku/services/console/cmd/hikyaku",
-		"github.com/hikyaku/hikyaku/services/internal/cmd/provision"}
-	for _, name := range serviceNames {
-		args = append(args, fmt.Sprintf("github.com/hikyaku/hikyaku/services/%s/cmd/%s", name, name))
-	}
-	cmd := exec.Command("go", args...)
-	cmd.Dir = here
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building the programs that can crash: %w\n%s", err, out)
-	}
-	mortalDir = dir
-	return dir, nil
+	return build("-tags", "crashpoints", "github.com/hikyaku/hikyaku/services/console/cmd/hikyaku", "github.com/hikyaku/hikyaku/services/internal/cmd/provision")
 })
-
-// mortalDir is where mortal has built, if any test asked for it.
-var mortalDir string
 
 const (
 	crashConnections = 4               // of the sender: twice as many may be uncertain after a kill

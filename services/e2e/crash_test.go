@@ -104,6 +104,9 @@ func situations() map[crash.Point][]situation {
 		crash.DefinitionsProduced:  {applying(crash.DefinitionsProduced), importing(death{points: []crash.Point{crash.DefinitionsProduced}}).called("segment")},
 		crash.DefinitionsCommitted: {applying(crash.DefinitionsCommitted), importing(death{points: []crash.Point{crash.DefinitionsCommitted}}).called("segment")},
 		crash.StartRequested:       {{do: starting}},
+		crash.EraseAsked:           {{do: erasing(crash.EraseAsked)}},
+		crash.EraseNamed:           {{do: erasing(crash.EraseNamed)}},
+		crash.EraseTable:           {{do: erasing(crash.EraseTable, "event_rows", "profile_rows", "segment_member_rows", "outcome_rows", "engagement_rows", "message_input_rows", "message_rows")}},
 
 		crash.PersonStored:    resolver(crash.PersonStored, 6),
 		crash.PersonForgotten: {{do: anotherClustersStore}},
@@ -577,6 +580,107 @@ func starting(l *lane, _ *rand.Rand) {
 	l.eventually("the run has ended", func() bool { return over(l.stateOf(run[1])) })
 	l.requireAccounted(death{}, run[1], 0, mailbox)
 	l.requireAllCommitted()
+}
+
+// erasing is hikyaku erase, which dies and is called again: of one person, or, where the
+// point is passed once for each table, of one person for each. They got a message, opened
+// it and did what its campaign is for; so did somebody who is not erased.
+func erasing(p crash.Point, tables ...string) func(*lane, *rand.Rand) {
+	return func(l *lane, _ *rand.Rand) {
+		list, erased := l.next(), max(1, len(tables))
+		person := func(i int) string { return fmt.Sprintf("gone%d-%d", list, i) }
+		var rows [][]string
+		for i := range erased + 1 {
+			rows = append(rows, []string{person(i), l.address(person(i), ""), "1"})
+		}
+		l.upload(l.prefixOf("list"), fmt.Sprintf("%d.csv", list), asCSV([]string{"id", "email", "score"}, rows))
+		campaign := fmt.Sprintf("campaign-%d", list)
+		file := filepath.Join(l.t.TempDir(), campaign+".yaml")
+		require.NoError(l.t, os.WriteFile(file, fmt.Appendf(nil, `kind: Audience
+id: listed
+filter: {segment: listed}
+---
+kind: Template
+id: score
+channel: email
+subject: "{{ score }}"
+text: "{{ score }}"
+---
+kind: Campaign
+id: %s
+audience: listed
+template: score
+goal: {event: bought, within: 1h}
+from: {name: Hikyaku, address: hello@example.test}
+`, campaign), 0o644))
+		l.hikyaku(nil, "apply", "-f", file)
+		run := l.run(campaign).RunID
+		keys, err := render.Config{Secret: render.InsecureSecret, KeyID: "1"}.Keys()
+		require.NoError(l.t, err)
+		for i := range erased + 1 {
+			status, err := l.post("/v1/track", fmt.Sprintf(`{"event":"bought","userId":%q,"messageId":%q}`, person(i), person(i)))
+			require.NoError(l.t, err)
+			require.Equal(l.t, http.StatusOK, status)
+			of, err := identity.Parse(run)
+			require.NoError(l.t, err)
+			link, err := keys.Append(nil, keys.Current(), &token.Token{Purpose: token.Open, MessageID: identity.Message(l.namespace, campaign, run, person(i), ""), RunID: of,
+				Channel: "email", CampaignID: campaign, UserID: person(i)})
+			require.NoError(l.t, err)
+			require.Equal(l.t, http.StatusOK, request(l.t, http.MethodGet, fmt.Sprintf("%s/%c/%s", l.env["TRACKING_URL"], token.Open, link), ""))
+		}
+		l.requireAllCommitted()
+		converted := func() int {
+			return l.count("SELECT sum(converted) FROM funnel WHERE run_id = toUUID(?)", uuid(run))
+		}
+		numbers := func() (all []any) {
+			for _, query := range []string{"SELECT * EXCEPT (complete_until, converted) FROM funnel", "SELECT * EXCEPT (note) FROM run_balance",
+				"SELECT class, count() AS messages, uniqExact(user_id) AS people, countIf(opened_raw_at IS NULL) AS unread FROM messages"} {
+				query += fmt.Sprintf(" WHERE run_id = toUUID('%s')", uuid(run))
+				if strings.HasPrefix(query, "SELECT class") {
+					query += " GROUP BY class"
+				}
+				all = append(all, l.rows(query))
+			}
+			return all
+		}
+		before := numbers()
+		require.Equal(l.t, erased+1, converted())
+
+		// All at once: each waits for the resolver and the sink.
+		calls := make([]*child, erased)
+		for i := range calls {
+			calls[i] = l.child(programConsole, "erase", person(i), "--yes", "--json")
+			calls[i].launch(at(p, i+1))
+		}
+		for i, call := range calls {
+			call.wait()
+			call.requireDiedAt(at(p, i+1))
+		}
+		kept := identity.Hash("kept", l.namespace, run)
+		require.NoError(l.t, l.db.Exec(l.t.Context(), "INSERT INTO funnel_rows (run_id, classifier_version, complete_until) VALUES (?, 1, now64(3))", kept.UUID()))
+		for _, call := range calls {
+			call.launch("")
+		}
+		for i, call := range calls {
+			call.wait()
+			require.True(l.t, call.cmd.ProcessState.Success(), call.log())
+			var said struct {
+				Before                  *time.Time `json:"erased_before"`
+				Removed, Unlinked, Left map[string]uint64
+			}
+			require.NoError(l.t, json.Unmarshal(call.stdout.Bytes(), &said), call.stdout.String())
+			require.Equal(l.t, p != crash.EraseAsked, said.Before != nil, "the second call says whether the first had told the sinks")
+			for k, table := range tables {
+				require.Equal(l.t, k > i, said.Removed[table]+said.Unlinked[table] > 0, "what the second call of %d says of %s: %s", i, table, call.stdout.String())
+			}
+			require.Empty(l.t, said.Left)
+		}
+		require.Empty(l.t, l.naming(fmt.Sprintf("gone%d-[0-%d]", list, erased-1)))
+		require.Len(l.t, l.naming(person(erased)), 7, "who was not erased is where she was")
+		require.Equal(l.t, before, numbers())
+		require.Equal(l.t, 1, converted())
+		require.Zero(l.t, l.count("SELECT count() FROM funnel_rows WHERE run_id = ?", kept.UUID()), "no funnel is kept that counted her events")
+	}
 }
 
 // anotherClustersStore is a resolver that finds a store which is ahead of the

@@ -17,23 +17,27 @@ import (
 )
 
 // programs builds the services' binaries once for all tests.
-var programs = sync.OnceValues(func() (string, error) {
+var programs = sync.OnceValues(func() (string, error) { return build() })
+
+// build builds the services' binaries, with what else go build is told, into a
+// directory that TestMain removes.
+func build(more ...string) (string, error) {
 	dir, err := os.MkdirTemp("", "hikyaku-e2e-")
 	if err != nil {
 		return "", err
 	}
-	args := []string{"build", "-o", dir}
+	built = append(built, dir)
+	args := append([]string{"build", "-o", dir}, more...)
 	for _, name := range serviceNames {
 		args = append(args, fmt.Sprintf("github.com/hikyaku/hikyaku/services/%s/cmd/%s", name, name))
 	}
-	build := exec.Command("go", args...)
-	build.Dir = here // the S3 server has changed this process's directory
-	out, err := build.CombinedOutput()
-	if err != nil {
+	cmd := exec.Command("go", args...)
+	cmd.Dir = here // the S3 server has changed this process's directory
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the services: %w\n%s", err, out)
 	}
 	return dir, nil
-})
+}
 
 var serviceNames = []string{topic.Importer, topic.Resolver, topic.Renderer, topic.Sender, topic.Collector}
 
@@ -46,19 +50,14 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	code := m.Run()
-	if built {
-		if dir, err := programs(); err == nil {
-			os.RemoveAll(dir)
-		}
-	}
-	if mortalDir != "" {
-		os.RemoveAll(mortalDir)
+	for _, dir := range built {
+		os.RemoveAll(dir)
 	}
 	os.Exit(code)
 }
 
-// built says whether any test asked for the programs.
-var built bool
+// built is where build has built.
+var built []string
 
 // process is one instance of a service as a program of its own.
 type process struct {
@@ -72,7 +71,6 @@ type process struct {
 
 func (s *stack) start(service string, instance int) *process {
 	s.t.Helper()
-	built = true
 	dir, err := programs()
 	require.NoError(s.t, err)
 	p := &process{s: s, service: service, instance: instance}

@@ -130,14 +130,14 @@ func (s *site) started() *site {
 // direct waits until nothing is in the spool, and nothing goes there.
 func (s *site) direct() {
 	s.t.Helper()
-	kafkatest.Eventually(s.t, func() bool { return s.metric("intake_state", "direct") == 1 }, "the intake does not write to Kafka")
+	kafkatest.Eventually(s.t, func() bool { return metric(s.t, s.tel, "intake_state", "direct") == 1 }, "the intake does not write to Kafka")
 }
 
 // metric is one value of /metrics: of the series whose label has this value, or that has no label.
-func (s *site) metric(name, label string) float64 {
-	s.t.Helper()
-	families, err := s.tel.Registry.Gather()
-	require.NoError(s.t, err)
+func metric(t testing.TB, tel *telemetry.Telemetry, name, label string) float64 {
+	t.Helper()
+	families, err := tel.Registry.Gather()
+	require.NoError(t, err)
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
 			if f.GetName() == name && (label == "" || len(m.GetLabel()) == 1 && m.GetLabel()[0].GetValue() == label) {

@@ -489,21 +489,6 @@ func TestClickHouseAwayIsWaitedForAndSaid(t *testing.T) {
 	kafkatest.Eventually(t, func() bool { return len(s.tel.Health.NotReady()) == 0 }, "still not ready: %v", s.tel.Health.NotReady())
 }
 
-// metric is the value of a metric of one label.
-func (s *stage) metric(name, label string) float64 {
-	s.t.Helper()
-	families, err := s.tel.Registry.Gather()
-	require.NoError(s.t, err)
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			if f.GetName() == name && (label == "" || m.GetLabel()[0].GetValue() == label) {
-				return m.GetGauge().GetValue() + m.GetCounter().GetValue()
-			}
-		}
-	}
-	return 0
-}
-
 func TestAnAnswerThatIsLostAndADatabaseThatIsSlowLoseNothingAndDoubleNothing(t *testing.T) {
 	t.Parallel()
 	between := &switchable{}
@@ -532,7 +517,7 @@ func TestAnAnswerThatIsLostAndADatabaseThatIsSlowLoseNothingAndDoubleNothing(t *
 	visit(500)
 	kafkatest.Eventually(t, func() bool { return between.held.Load() > 0 }, "no insert comes")
 	visit(20_000)
-	kafkatest.Eventually(t, func() bool { return s.metric("sink_lag_records", "events") == 20_500 }, "the lag is not said")
+	kafkatest.Eventually(t, func() bool { return metric(t, s.tel, "sink_lag_records", "events") == 20_500 }, "the lag is not said")
 	require.EqualValues(t, 1, between.held.Load(), "what comes meanwhile waits in Kafka")
 	require.Equal(t, "300 of 300", counted())
 	between.hold.Store(nil)
@@ -540,7 +525,7 @@ func TestAnAnswerThatIsLostAndADatabaseThatIsSlowLoseNothingAndDoubleNothing(t *
 	s.waitUntilSunk()
 	require.Equal(t, "20800 of 20800", counted())
 	kafkatest.Eventually(t, func() bool {
-		return s.metric("sink_lag_records", "events") == 0 && s.metric("sink_complete_until_seconds", "") > 0
+		return metric(t, s.tel, "sink_lag_records", "events") == 0 && metric(t, s.tel, "sink_complete_until_seconds", "") > 0
 	}, "the lag is still said")
 	require.Empty(t, s.All(t, topic.DeadLettersCollector))
 }

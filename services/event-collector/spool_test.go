@@ -136,16 +136,16 @@ func TestKafkaAwayIsAnsweredWith200AndNobodyIsOvertaken(t *testing.T) {
 	kafkatest.Eventually(t, all(5), "too slow")
 	back := s.Away(t)
 	kafkatest.Eventually(t, all(reached[0].Load()+20), "nothing is taken while Kafka is away")
-	kafkatest.Eventually(t, func() bool { return s.metric("intake_state", "spooling") == 1 }, "no metric says so")
-	require.Positive(t, s.metric("intake_spool_records", ""))
-	require.Positive(t, s.metric("intake_spool_bytes", ""))
+	kafkatest.Eventually(t, func() bool { return metric(t, s.tel, "intake_state", "spooling") == 1 }, "no metric says so")
+	require.Positive(t, metric(t, s.tel, "intake_spool_records", ""))
+	require.Positive(t, metric(t, s.tel, "intake_spool_bytes", ""))
 	require.Empty(t, s.tel.Health.NotReady(), "whoever routes requests must not turn away")
 	require.Contains(t, s.status("spool").Reason, "goes into the spool")
 
 	// Tracking and unsubscribing go the same way.
 	require.Equal(t, http.StatusFound, s.do("GET", "/c/"+s.token(token.Click, target), nil, nil).StatusCode)
 	require.Equal(t, http.StatusOK, s.do("POST", "/u/"+s.token(token.Unsubscribe, ""), strings.NewReader("List-Unsubscribe=One-Click"), nil).StatusCode)
-	require.Zero(t, s.metric("tracking_hits_lost_total", "clicked"))
+	require.Zero(t, metric(t, s.tel, "tracking_hits_lost_total", "clicked"))
 
 	back()
 	s.direct() // while they go on posting
@@ -165,8 +165,8 @@ func TestKafkaAwayIsAnsweredWith200AndNobodyIsOvertaken(t *testing.T) {
 		kinds[e.Kind] = true
 	}
 	require.Len(t, kinds, 2)
-	require.Zero(t, s.metric("intake_spool_records", ""))
-	require.Equal(t, s.metric("intake_spooled_total", ""), s.metric("intake_drained_total", "")+s.metric("intake_skipped_total", ""))
+	require.Zero(t, metric(t, s.tel, "intake_spool_records", ""))
+	require.Equal(t, metric(t, s.tel, "intake_spooled_total", ""), metric(t, s.tel, "intake_drained_total", "")+metric(t, s.tel, "intake_skipped_total", ""))
 	require.True(t, s.status("spool").Ready)
 }
 
@@ -197,7 +197,7 @@ func TestTheSpoolOutlivesItsProcess(t *testing.T) {
 
 	second := startIntakeOn(t, k, configure)
 	require.Equal(t, http.StatusOK, second.track("u", 3), "events are taken from the first second, Kafka or not")
-	require.EqualValues(t, 4, second.metric("intake_spool_records", ""))
+	require.EqualValues(t, 4, metric(t, second.tel, "intake_spool_records", ""))
 	require.Empty(t, second.tel.Health.NotReady())
 
 	cfg := intakeConfig(k.Config())
@@ -266,7 +266,7 @@ func TestAFullSpoolOrADiskThatFailsIsAnsweredWith503(t *testing.T) {
 	// A person gets to their page all the same, and it is counted.
 	click := s.do("GET", "/c/"+s.token(token.Click, target), nil, nil)
 	require.Equal(t, http.StatusFound, click.StatusCode)
-	require.EqualValues(t, 1, s.metric("tracking_hits_lost_total", "clicked"))
+	require.EqualValues(t, 1, metric(t, s.tel, "tracking_hits_lost_total", "clicked"))
 	gone.Store(false)
 	kafkatest.Eventually(t, func() bool { return s.track("v", 0) == http.StatusOK }, "the intake does not recover")
 }

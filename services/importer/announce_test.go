@@ -29,6 +29,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/config"
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
+	"github.com/hikyaku/hikyaku/services/internal/sqstest"
 )
 
 // unlisted is S3 whose listings of the stage's whole prefix are empty: what is
@@ -178,7 +179,7 @@ func TestWhatIsAnnouncedFiveTimesOutOfOrderIsImportedOnce(t *testing.T) {
 
 func TestAnAnnouncedAndAListedObjectIsOneImport(t *testing.T) {
 	s := newPeople(t)
-	queue := newQueue(t, newFakeSQS(t).URL)
+	queue := newQueue(t, sqstest.Start(t).URL)
 	svc := s.importer("0", listeningAndListing(queue))
 	s.run(svc, time.Second)
 	for n := range 5 {
@@ -226,7 +227,7 @@ func TestWhatAnnouncesNothingToImportIsRemovedFromTheQueue(t *testing.T) {
 // handled meanwhile.
 func TestAMessageIsHeldUntilItsImportIsOnRecord(t *testing.T) {
 	s := newPeople(t)
-	fake := newFakeSQS(t)
+	fake := sqstest.Start(t)
 	queue := newQueue(t, fake.URL)
 	s3 := s.unlisted()
 	s3.hold()
@@ -236,9 +237,9 @@ func TestAMessageIsHeldUntilItsImportIsOnRecord(t *testing.T) {
 	queue.send(s.announcement("a.csv", "", 1))
 	<-s3.held
 	queue.send(`{"Event":"s3:TestEvent"}`)
-	kafkatest.Eventually(t, func() bool { return len(fake.changes()) >= 4 }, "the queue is not told that the message is in hand")
-	for _, d := range fake.changes() {
-		require.EqualValues(t, 2, d, "the message is to come back in so many seconds, though it is in hand")
+	kafkatest.Eventually(t, func() bool { return len(fake.Delays()) >= 4 }, "the queue is not told that the message is in hand")
+	for _, d := range fake.Delays() {
+		require.Equal(t, 2*time.Second, d, "the message is to come back then, though it is in hand")
 	}
 	require.Empty(t, s.imports())
 	s3.letGo()
@@ -249,7 +250,7 @@ func TestAMessageIsHeldUntilItsImportIsOnRecord(t *testing.T) {
 
 func TestAMessageWhoseHolderIsKilledComesBackAndIsImportedOnce(t *testing.T) {
 	s := newPeople(t)
-	fake := newFakeSQS(t)
+	fake := sqstest.Start(t)
 	queue := newQueue(t, fake.URL)
 	s3 := s.unlisted()
 	s3.hold()
@@ -260,9 +261,9 @@ func TestAMessageWhoseHolderIsKilledComesBackAndIsImportedOnce(t *testing.T) {
 	stop := s.run(killed, 0)
 	<-s3.held // it has the message and looks at the object
 	queue.until(0, 1)
-	fake.setAway(true) // the dead give nothing back
+	fake.SetAway(true) // the dead give nothing back
 	stop()
-	fake.setAway(false)
+	fake.SetAway(false)
 	require.Empty(t, s.imports())
 
 	s3.letGo()
@@ -278,7 +279,7 @@ func TestAMessageWhoseHolderIsKilledComesBackAndIsImportedOnce(t *testing.T) {
 func TestAMessageIsGivenBackAtASignal(t *testing.T) {
 	s := newStage(t)
 	s.define(s.people("people"))
-	fake := newFakeSQS(t)
+	fake := sqstest.Start(t)
 	queue := newQueue(t, fake.URL)
 	s3 := s.unlisted()
 	s3.hold()
@@ -291,14 +292,14 @@ func TestAMessageIsGivenBackAtASignal(t *testing.T) {
 	stop := s.run(svc, time.Second)
 	<-s3.held
 	stop()
-	require.Equal(t, []int64{1}, fake.changes(), "not at once: the receive that was given up would take it")
+	require.Equal(t, []time.Duration{time.Second}, fake.Delays(), "not at once: the receive that was given up would take it")
 	queue.until(1, 0)
 	require.EqualValues(t, 1, testutil.ToFloat64(svc.metrics.announced.WithLabelValues(sourceQueue, resultGivenBack)))
 }
 
 func TestAPoisonMessageStaysInTheQueueAndStopsNobody(t *testing.T) {
 	s := newPeople(t)
-	fake := newFakeSQS(t)
+	fake := sqstest.Start(t)
 	queue := newQueue(t, fake.URL)
 	queue.send("people.csv is there")
 	s.put("a.csv", file(10))
@@ -310,31 +311,31 @@ func TestAPoisonMessageStaysInTheQueueAndStopsNobody(t *testing.T) {
 	s.run(svc, time.Second)
 	s.until(svc, "a.csv", importfile.StateDone)
 	// The pauses grow, so that it is not read in a hot loop where nobody takes it away.
-	kafkatest.Eventually(t, func() bool { return len(fake.receives()) == 1 && fake.receives()[0] >= 3 }, "the message does not come back")
+	kafkatest.Eventually(t, func() bool { return len(fake.Receives()) == 1 && fake.Receives()[0] >= 3 }, "the message does not come back")
 	kafkatest.Eventually(t, func() bool {
-		var pauses []int64
-		for _, d := range fake.changes() {
+		var pauses []time.Duration
+		for _, d := range fake.Delays() {
 			if d > 0 {
 				pauses = append(pauses, d)
 			}
 		}
-		return strings.HasSuffix(fmt.Sprint(pauses), "2 4]")
+		return strings.HasSuffix(fmt.Sprint(pauses), "2s 4s]")
 	}, "the pauses do not grow")
 	require.GreaterOrEqual(t, testutil.ToFloat64(svc.metrics.announced.WithLabelValues(sourceQueue, resultRefused)), 3.0)
 }
 
 func TestSQSAwayIsSaidAndTheListingGoesOn(t *testing.T) {
 	s := newPeople(t)
-	fake := newFakeSQS(t)
+	fake := sqstest.Start(t)
 	queue := newQueue(t, fake.URL)
-	fake.setAway(true)
+	fake.SetAway(true)
 	svc := s.importer("0", listeningAndListing(queue))
 	s.run(svc, time.Second)
 	notReady := func() string { return strings.Join(svc.tel.Health.NotReady(), " ") }
 	kafkatest.Eventually(t, func() bool { return strings.Contains(notReady(), "sqs") }, "SQS's absence is not said")
 	s.put("a.csv", file(10))
 	s.until(svc, "a.csv", importfile.StateDone)
-	fake.setAway(false)
+	fake.SetAway(false)
 	kafkatest.Eventually(t, func() bool { return notReady() == "" }, "SQS's return is not said")
 }
 
@@ -363,7 +364,7 @@ func TestEachVersionOfAnObjectIsImportedOnce(t *testing.T) {
 		now := time.Now().Unix()
 		kafkatest.Eventually(t, func() bool { return time.Now().Unix() > now }, "time stands still")
 	}
-	queue := newQueue(t, newFakeSQS(t).URL)
+	queue := newQueue(t, sqstest.Start(t).URL)
 	announce := func(name, version string, sequencer int) {
 		queue.send(strings.Replace(s.announcement(name, version, sequencer), embedded.DefaultBucket, bucket, 1))
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
 	"github.com/hikyaku/hikyaku/services/internal/importfile/pinpoint"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
+	"github.com/hikyaku/hikyaku/services/internal/sqstest"
 )
 
 // endpoints are n people as Pinpoint exported them.
@@ -100,7 +101,7 @@ func TestPinpointFilesAreImportedWithoutASpec(t *testing.T) {
 
 func TestAPinpointFileThatIsAnnouncedIsImported(t *testing.T) {
 	s := newPeople(t)
-	queue := newQueue(t, newFakeSQS(t).URL)
+	queue := newQueue(t, sqstest.Start(t).URL)
 	s.put("pinpoint/tasters/a.json", endpoints(10))
 	svc := s.importer("0", func(cfg *Config, times *timing) {
 		listening(queue, s.unlisted().URL)(cfg, times)

@@ -31,6 +31,11 @@ const (
 	// hikyaku start.
 	StartRequested Point = "start.requested" // the request is in Kafka, nobody was told the run's id
 
+	// hikyaku erase.
+	EraseAsked Point = "erase.asked" // the patch that erases is written, no sink is told
+	EraseNamed Point = "erase.named" // sinks know whom to leave out, all rows are there
+	EraseTable Point = "erase.table" // a table is without the person, the next one, or the funnels that are kept, are not
+
 	// The resolver: the store of its person loop, its driver, its clock.
 	PersonStored    Point = "person.stored"    // the batch is in Kafka and in the store
 	PersonForgotten Point = "person.forgotten" // an outdated store is empty, nothing is replayed yet
@@ -128,7 +133,7 @@ func Points() []Point {
 	all := []Point{
 		ImporterOpened, ImporterProduced, ImporterMarked, ImporterCommitted, ImporterArrived, ImporterPointed, ImporterRejects, ImporterReported, ImporterUndone,
 		ExportOpened, ExportBegun, ExportWritten, ExportSealed, ExportManifested,
-		DefinitionsOpened, DefinitionsProduced, DefinitionsCommitted, StartRequested,
+		DefinitionsOpened, DefinitionsProduced, DefinitionsCommitted, StartRequested, EraseAsked, EraseNamed, EraseTable,
 		PersonStored, PersonForgotten, PersonRestoring, PersonRestored, DriverCounted, DriverCompared, TicksWritten,
 		SenderInvited, SenderAsked, SinkGathered, SinkBetween,
 		IntakeDecided, IntakePartly, IntakeAcknowledged, TrackingAcknowledged, UnsubscribeAcknowledged, SpoolAppended, SpoolDrained,

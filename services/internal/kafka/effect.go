@@ -139,6 +139,9 @@ type effectLoop struct {
 const (
 	// firstBatch bounds a loop's first batch, and is the least that it goes back to.
 	firstBatch = 1000
+	// growth is how many times as large as the batch before one may be: what is done with
+	// many at once costs less for each, so the few say too much rather than too little.
+	growth = 8
 	// batchTime is EffectOptions.BatchTime where nothing else is asked for.
 	batchTime = time.Second
 )
@@ -150,7 +153,7 @@ const (
 // long as usual.
 func sized(size, most, n int, took, should time.Duration) int {
 	if took > should || n >= size {
-		size = int(min(float64(n)*should.Seconds()/took.Seconds(), 2*float64(size)))
+		size = int(min(float64(n)*should.Seconds()/took.Seconds(), growth*float64(size)))
 	}
 	return min(max(size, firstBatch), most)
 }

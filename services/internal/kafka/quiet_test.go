@@ -46,10 +46,10 @@ func TestABatchIsNoLargerThanWhatTakesASecond(t *testing.T) {
 		took          time.Duration
 		next          int
 	}{
-		{"full and quick", 1000, 50_000, 1000, 100 * time.Millisecond, 2000},
+		{"full and quick", 1000, 50_000, 1000, 100 * time.Millisecond, 8000},
 		{"not full", 4000, 50_000, 3999, 100 * time.Millisecond, 4000},
 		{"full, and a second nearly", 4000, 50_000, 4000, 800 * time.Millisecond, 5000},
-		{"full, and no time at all", 4000, 50_000, 4000, 0, 8000},
+		{"full, and no time at all", 4000, 50_000, 4000, 0, 32_000},
 		{"slow", 50_000, 50_000, 30_000, 6 * time.Second, 5000},
 		{"few records and an outage", 50_000, 50_000, 37, time.Minute, 1000},
 		{"as large as it may be", 50_000, 50_000, 50_000, time.Millisecond, 50_000},
@@ -67,7 +67,7 @@ func TestTheFirstBatchOfABacklogIsSmall(t *testing.T) {
 	k := kafkatest.Start(t)
 	c := k.Cluster(t, topic.Renderer)
 	var backlog []*kgo.Record
-	for i := range 6000 {
+	for i := range 7000 {
 		backlog = append(backlog, tick(t, c, 0, i))
 	}
 	k.Produce(t, backlog...)
@@ -88,7 +88,7 @@ func TestTheFirstBatchOfABacklogIsSmall(t *testing.T) {
 	})
 	select {
 	case <-all:
-		require.Equal(t, []int{1000, 2000, 3000}, batches)
+		require.Equal(t, []int{1000, 3000, 3000}, batches)
 	case <-time.After(kafkatest.Patience):
 		t.Fatal("the backlog is not done")
 	}

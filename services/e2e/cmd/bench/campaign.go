@@ -39,22 +39,12 @@ func campaign(ctx context.Context, root string, args []string) (*result, error) 
 	if *instances < 1 || *instances > 4 || *connections < 1 {
 		return nil, fmt.Errorf("%d instances, %d connections: 1 to 4 instances, and at least a connection for each sender", *instances, *connections)
 	}
-	dir, err := os.MkdirTemp("", "hikyaku-bench-")
-	if err != nil {
+	b := &campaignBench{ctx: ctx, people: *people, connections: *connections, instances: *instances, profiles: *profiles}
+	var err error
+	if b.place, err = newPlace(ctx, root, nil); err != nil {
 		return nil, err
 	}
-	if *keep {
-		fmt.Fprintln(os.Stderr, "working directory:", dir)
-	} else {
-		defer os.RemoveAll(dir)
-	}
-	bin := filepath.Join(root, "bin")
-	if err := buildAll(ctx, root, bin); err != nil {
-		return nil, err
-	}
-	b := &campaignBench{ctx: ctx, root: root, bin: bin, dir: dir, people: *people, connections: *connections, instances: *instances, profiles: *profiles}
-	b.children = &children{dir: dir, env: map[string]string{}}
-	defer b.children.stop()
+	defer b.leave(*keep)
 	defer func() {
 		if b.index != nil {
 			b.index.Close()
@@ -74,14 +64,12 @@ func buildAll(ctx context.Context, root, bin string) error {
 }
 
 type campaignBench struct {
-	ctx           context.Context
-	root, bin     string
-	dir           string
+	ctx context.Context
+	*place
 	people        int
 	connections   int
 	instances     int
 	profiles      string
-	children      *children
 	smtpAddr      string
 	index         *os.File // the sink's, read as far as lines are counted
 	lines         int

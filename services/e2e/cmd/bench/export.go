@@ -29,17 +29,12 @@ func exportsBench(ctx context.Context, root string, args []string) (*result, err
 	if *rows < 1000 || *rows > 100_000_000 || *rounds < 1 {
 		return nil, fmt.Errorf("%d rows, %d rounds: 1000 to 100000000 rows, at least one round", *rows, *rounds)
 	}
-	b := &exportBench{ctx: ctx, bin: filepath.Join(root, "bin"), rows: *rows, best: map[string]measured{}}
+	b := &exportBench{ctx: ctx, rows: *rows, best: map[string]measured{}}
 	var err error
-	if b.dir, err = os.MkdirTemp("", "hikyaku-bench-"); err != nil {
+	if b.place, err = newPlace(ctx, root, nil); err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(b.dir)
-	if err := buildAll(ctx, root, b.bin); err != nil {
-		return nil, err
-	}
-	b.children = &children{dir: b.dir, env: map[string]string{}}
-	defer b.children.stop()
+	defer b.leave(false)
 	if err := b.prepare(); err != nil {
 		return nil, err
 	}
@@ -69,10 +64,9 @@ func exportsBench(ctx context.Context, root string, args []string) (*result, err
 }
 
 type exportBench struct {
-	ctx        context.Context
-	bin, dir   string
+	ctx context.Context
+	*place
 	rows       int64
-	children   *children
 	clickhouse string
 	importer   *child
 	best       map[string]measured

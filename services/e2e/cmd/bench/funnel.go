@@ -31,24 +31,19 @@ func funnelBench(ctx context.Context, root string, args []string) (*result, erro
 		return nil, fmt.Errorf("1 to 100 campaigns of hundreds of messages, from 1000, in chunks of hundreds")
 	}
 	b := &funnelBenchmark{ctx: ctx, campaigns: *campaigns, messages: *messages, chunk: *chunk}
-	dir, err := os.MkdirTemp("", "hikyaku-bench-")
+	p, err := newPlace(ctx, root, nil)
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	bin := filepath.Join(root, "bin")
-	if err := buildAll(ctx, root, bin); err != nil {
-		return nil, err
-	}
-	c := &children{dir: dir, env: map[string]string{}}
-	defer c.stop()
-	addr, err := c.startStack(ctx, bin, filepath.Join(dir, "data"), map[string]string{"SMTP_ADDR": "127.0.0.1:1"})
+	defer p.leave(false)
+	c := p.children
+	addr, err := c.startStack(ctx, p.bin, filepath.Join(p.dir, "data"), map[string]string{"SMTP_ADDR": "127.0.0.1:1"})
 	if err != nil {
 		return nil, err
 	}
 	b.clickhouse = "http://" + addr["clickhouse"]
 	c.env = map[string]string{"KAFKA_BROKERS": addr["kafka"], "SCHEMA_REGISTRY_URL": "http://" + addr["registry"], "CLICKHOUSE_URL": b.clickhouse, "ALLOW_INSECURE_DEFAULTS": "true", "NAMESPACE": "bench"}
-	if out, err := c.run(ctx, filepath.Join(bin, "provision")); err != nil {
+	if out, err := c.run(ctx, filepath.Join(p.bin, "provision")); err != nil {
 		return nil, fmt.Errorf("provisioning: %w\n%s", err, out)
 	}
 	return b.measure(c.list[0].cmd.Process.Pid)

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -32,7 +31,7 @@ func imports(ctx context.Context, root string, args []string) (*result, error) {
 	if err := flags.Parse(args); err != nil {
 		return nil, flag.ErrHelp
 	}
-	b := &importBench{ctx: ctx, root: root, bin: filepath.Join(root, "bin"), total: *rows, format: *format, profiles: *profiles, best: map[string]measured{}}
+	b := &importBench{ctx: ctx, total: *rows, format: *format, best: map[string]measured{}}
 	for _, text := range strings.Split(*atOnce, ",") {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 || n > 16 {
@@ -47,10 +46,11 @@ func imports(ctx context.Context, root string, args []string) (*result, error) {
 		return nil, fmt.Errorf("%d rows, %d rounds: 1 to 999999999 rows, at least one round", *rows, *rounds)
 	}
 	var err error
-	if b.dir, err = os.MkdirTemp("", "hikyaku-bench-"); err != nil {
+	// The halves of an import are its package's own: a test of it measures them.
+	if b.place, err = newPlace(ctx, root, map[string]string{"importer.test": "./services/importer"}); err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(b.dir)
+	defer b.leave(false)
 	switch *format {
 	case "avro", "parquet":
 		b.objects.of = &binaryFiles{format: *format, dir: b.dir, made: map[int64]*io.SectionReader{}}
@@ -59,25 +59,9 @@ func imports(ctx context.Context, root string, args []string) (*result, error) {
 			return nil, err
 		}
 	}
-	if b.profiles != "" {
-		if b.profiles, err = filepath.Abs(b.profiles); err != nil {
-			return nil, err
-		}
-		if err := os.MkdirAll(b.profiles, 0o755); err != nil {
-			return nil, err
-		}
-	}
-	if err := buildAll(ctx, root, b.bin); err != nil {
+	if b.profiles, err = profilesIn(*profiles); err != nil {
 		return nil, err
 	}
-	// The halves of an import are its package's own: a test of it measures them.
-	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-o", filepath.Join(b.bin, "importer.test"), "./services/importer")
-	cmd.Dir = root
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("building: %w\n%s", err, out)
-	}
-	b.children = &children{dir: b.dir, env: map[string]string{}}
-	defer b.children.stop()
 	server := httptest.NewServer(&b.objects)
 	defer server.Close()
 	b.objects.modified = time.Now().Truncate(time.Second).Add(-time.Minute)
@@ -86,17 +70,15 @@ func imports(ctx context.Context, root string, args []string) (*result, error) {
 }
 
 type importBench struct {
-	ctx       context.Context
-	root, bin string
-	dir       string
-	total     int64 // rows of a step
-	format    string
-	profiles  string
-	steps     []int // imports at once
-	children  *children
-	objects   objects
-	embedded  string // where the stack's profiles are
-	spaces    int    // namespaces made so far, one for each measurement
+	ctx context.Context
+	*place
+	total    int64 // rows of a step
+	format   string
+	profiles string
+	steps    []int // imports at once
+	objects  objects
+	embedded string // where the stack's profiles are
+	spaces   int    // namespaces made so far, one for each measurement
 
 	mu     sync.Mutex
 	listed []string

@@ -53,49 +53,31 @@ func intakeBench(ctx context.Context, root string, args []string) (*result, erro
 	if *connections < 1 || *singles < 1 || *rounds < 1 || *seconds < 2*time.Second {
 		return nil, errors.New("connections and rounds are at least 1, a step takes 2s or more")
 	}
-	b := &intakeRun{ctx: ctx, root: root, bin: filepath.Join(root, "bin"), seconds: *seconds, profiles: *profiles, wanted: wanted, best: map[string]taken{}}
-	if b.dir, err = os.MkdirTemp("", "hikyaku-bench-"); err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(b.dir)
-	if b.profiles != "" {
-		if b.profiles, err = filepath.Abs(b.profiles); err == nil {
-			err = os.MkdirAll(b.profiles, 0o755)
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	if err := buildAll(ctx, root, b.bin); err != nil {
+	b := &intakeRun{ctx: ctx, seconds: *seconds, wanted: wanted, best: map[string]taken{}}
+	if b.profiles, err = profilesIn(*profiles); err != nil {
 		return nil, err
 	}
 	// The halves are the collector's own: tests of it measure them.
-	for name, pkg := range map[string]string{"intake.test": "./services/event-collector/internal/intake", "collector.test": "./services/event-collector"} {
-		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-o", filepath.Join(b.bin, name), pkg)
-		cmd.Dir = root
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("building: %w\n%s", err, out)
-		}
+	if b.place, err = newPlace(ctx, root, map[string]string{"intake.test": "./services/event-collector/internal/intake", "collector.test": "./services/event-collector"}); err != nil {
+		return nil, err
 	}
-	b.children = &children{dir: b.dir, env: map[string]string{}}
-	defer b.children.stop()
+	defer b.leave(false)
 	return b.run(*connections, *singles, *rounds)
 }
 
 type intakeRun struct {
-	ctx            context.Context
-	root, bin, dir string
-	seconds        time.Duration
-	profiles       string
-	wanted         *regexp.Regexp
-	children       *children
-	collector      *child
-	addr           map[string]string
-	address        string // of the collector
-	telemetry      string
-	admin          *kadm.Client
-	best           map[string]taken
-	order          []string
+	ctx context.Context
+	*place
+	seconds   time.Duration
+	profiles  string
+	wanted    *regexp.Regexp
+	collector *child
+	addr      map[string]string
+	address   string // of the collector
+	telemetry string
+	admin     *kadm.Client
+	best      map[string]taken
+	order     []string
 }
 
 // taken is one step.

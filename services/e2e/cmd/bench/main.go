@@ -9,12 +9,12 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"sort"
 	"strings"
 	"syscall"
+
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 )
 
 // result is the closing line.
@@ -91,7 +91,7 @@ func run() int {
 	if !ok {
 		return help()
 	}
-	root, err := rootOfCheckout()
+	root, err := command.AboveHere()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		return 3
@@ -104,7 +104,7 @@ func run() int {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		return 1
 	}
-	r.Bench, r.Commit = os.Args[1], commit(root)
+	r.Bench, r.Commit = os.Args[1], command.Commit(root)
 	line, err := json.Marshal(r)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -112,35 +112,4 @@ func run() int {
 	}
 	fmt.Println(string(line))
 	return 0
-}
-
-// rootOfCheckout is the directory of go.work, from here upwards.
-func rootOfCheckout() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.work")); err == nil {
-			return dir, nil
-		}
-		up := filepath.Dir(dir)
-		if up == dir {
-			return "", fmt.Errorf("no go.work here or above: run it in the checkout")
-		}
-		dir = up
-	}
-}
-
-// commit is what was measured, with a plus if the tree differs from it.
-func commit(root string) string {
-	out, err := exec.Command("git", "-C", root, "rev-parse", "--short", "HEAD").Output()
-	if err != nil {
-		return ""
-	}
-	id := strings.TrimSpace(string(out))
-	if changed, err := exec.Command("git", "-C", root, "status", "--porcelain", "-uno").Output(); err == nil && len(changed) > 0 {
-		id += "+"
-	}
-	return id
 }

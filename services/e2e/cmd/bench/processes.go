@@ -17,6 +17,55 @@ import (
 	"time"
 )
 
+// place is where a benchmark works: the programs are in bin, dir is its own.
+type place struct {
+	root, bin, dir string
+	children       *children
+}
+
+// newPlace builds all programs, and the tests that are given as binary and package.
+func newPlace(ctx context.Context, root string, tests map[string]string) (*place, error) {
+	p := &place{root: root, bin: filepath.Join(root, "bin")}
+	if err := buildAll(ctx, root, p.bin); err != nil {
+		return nil, err
+	}
+	for name, pkg := range tests {
+		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-o", filepath.Join(p.bin, name), pkg)
+		cmd.Dir = root
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("building: %w\n%s", err, out)
+		}
+	}
+	var err error
+	if p.dir, err = os.MkdirTemp("", "hikyaku-bench-"); err != nil {
+		return nil, err
+	}
+	p.children = &children{dir: p.dir, env: map[string]string{}}
+	return p, nil
+}
+
+// leave ends what runs, and removes the directory unless it is to be kept.
+func (p *place) leave(keep bool) {
+	p.children.stop()
+	if keep {
+		fmt.Fprintln(os.Stderr, "working directory:", p.dir)
+		return
+	}
+	os.RemoveAll(p.dir)
+}
+
+// profilesIn makes the directory that profiles are asked for in, if they are.
+func profilesIn(dir string) (string, error) {
+	if dir == "" {
+		return "", nil
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	return dir, os.MkdirAll(dir, 0o755)
+}
+
 // child is one program under measurement.
 type child struct {
 	name  string

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/realkafka"
 )
 
@@ -82,7 +83,7 @@ func value(variable, fallback string) string {
 
 // serve runs the broker until ctx ends, which is no error.
 func serve(ctx context.Context, port int, data string, fetch, fresh bool, stdout, stderr io.Writer) error {
-	root, err := checkout()
+	root, err := command.AboveBin("scripts/kafka")
 	if err != nil {
 		return err
 	}
@@ -124,17 +125,4 @@ func serve(ctx context.Context, port int, data string, fetch, fresh bool, stdout
 	fmt.Fprintln(stderr, "stopping")
 	broker.Stop()
 	return nil
-}
-
-// checkout is the directory above bin/, where this program was built to.
-func checkout() (string, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return "", err
-	}
-	root := filepath.Dir(filepath.Dir(exe))
-	if _, err := os.Stat(filepath.Join(root, "go.work")); err != nil {
-		return "", errors.New("this program must be in bin/ of the checkout; start it with scripts/kafka")
-	}
-	return root, nil
 }

@@ -23,6 +23,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 )
 
 // testTimeout ends a test that a mutant has made wait for ever: that is noticing,
@@ -46,7 +48,7 @@ func main() {
 }
 
 func run(ctx context.Context, only string, verbose bool) error {
-	root, err := findRoot()
+	root, err := command.AboveHere()
 	if err != nil {
 		return err
 	}
@@ -165,22 +167,4 @@ func (m mutant) ask(ctx context.Context, root, overlay string, verbose bool) str
 		return noticed
 	}
 	return "NOT RUN: " + err.Error()
-}
-
-// findRoot is the directory of go.work, here or above.
-func findRoot() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.work")); err == nil {
-			return dir, nil
-		}
-		up := filepath.Dir(dir)
-		if up == dir {
-			return "", errors.New("no go.work here or above")
-		}
-		dir = up
-	}
 }

@@ -11,12 +11,14 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 )
 
 // A mutant whose text has moved on would switch nothing off.
 func TestEveryMutantStillFitsItsFileAndNamesATestThatExists(t *testing.T) {
 	t.Parallel()
-	root, err := findRoot()
+	root, err := command.AboveHere()
 	require.NoError(t, err)
 	for _, m := range mutants() {
 		text, err := os.ReadFile(filepath.Join(root, m.file))
@@ -42,7 +44,7 @@ func TestEveryMutantStillFitsItsFileAndNamesATestThatExists(t *testing.T) {
 // it; every invariant has a mutant, and every mutant's test is on the page.
 func TestThePageOfInvariantsIsTrue(t *testing.T) {
 	t.Parallel()
-	root, err := findRoot()
+	root, err := command.AboveHere()
 	require.NoError(t, err)
 	page, err := os.ReadFile(filepath.Join(root, "docs", "invariants.md"))
 	require.NoError(t, err)

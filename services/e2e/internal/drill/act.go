@@ -13,6 +13,8 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 )
 
 const (
@@ -36,7 +38,7 @@ func (d *drill) run() error {
 	if err := d.build(); err != nil {
 		return err
 	}
-	d.result.Commit = commit(d.root)
+	d.result.Commit = command.Commit(d.root)
 	if err := d.prepare(); err != nil {
 		return err
 	}
@@ -102,9 +104,9 @@ func (d *drill) load(s schedule) error {
 			return err
 		}
 		if time.Since(dropped) > stallPatience {
-			return broken("the import is not done after %s", stallPatience)
+			return command.Brokenf("the import is not done after %s", stallPatience)
 		}
-		if !every(d.ctx, 50*time.Millisecond) {
+		if !command.Wait(d.ctx, 50*time.Millisecond) {
 			return context.Cause(d.ctx)
 		}
 	}
@@ -135,7 +137,7 @@ func (d *drill) start() error {
 	}
 	id, err := identity.Parse(run.ID)
 	if err != nil {
-		return broken("hikyaku start: %w", err)
+		return command.Brokenf("hikyaku start: %w", err)
 	}
 	d.crowded(id)
 	d.say("run %s is started", id)
@@ -169,7 +171,7 @@ func (d *drill) drop() {
 	}
 	d.tail.Go(func() {
 		began := time.Now()
-		for time.Since(began) < stallPatience && every(d.ctx, 100*time.Millisecond) {
+		for time.Since(began) < stallPatience && command.Wait(d.ctx, 100*time.Millisecond) {
 			done, err := d.imported(key)
 			if err != nil {
 				d.say("%v", err)
@@ -246,7 +248,7 @@ func (d *drill) send(s schedule) error {
 	d.tail.Wait()
 	// Who was killed last has yet to come back.
 	for end := time.Now().Add(patience); !d.allBack() && time.Now().Before(end); {
-		if !every(d.ctx, 50*time.Millisecond) {
+		if !command.Wait(d.ctx, 50*time.Millisecond) {
 			return context.Cause(d.ctx)
 		}
 	}
@@ -272,7 +274,7 @@ func (d *drill) follow(ctx context.Context, progress chan<- status) {
 	if d.index == "" {
 		pace = 300 * time.Millisecond
 	}
-	for every(ctx, 30*time.Millisecond) {
+	for command.Wait(ctx, 30*time.Millisecond) {
 		if d.index != "" {
 			if f, err := os.Open(d.index); err == nil {
 				if _, err := f.Seek(at, io.SeekStart); err == nil {
@@ -320,22 +322,22 @@ func (d *drill) do(e planned) {
 		d.stack.kill(i)
 		d.record(i)
 		d.patiently(d.stack.back)
-		every(d.ctx, time.Second) // who is killed next shall find it
+		command.Wait(d.ctx, time.Second) // who is killed next shall find it
 		return
 	}
 	m := d.find(e.Service, e.Instance)
 	if e.Service == topic.Importer && e.Phase == sending {
 		d.drop() // so that it has something in hand
-		every(d.ctx, 2*e.Delay)
+		command.Wait(d.ctx, 2*e.Delay)
 	}
 	d.patiently(m.back)
-	every(d.ctx, e.Delay)
+	command.Wait(d.ctx, e.Delay)
 	i := &incident{Kind: e.Kind, Service: e.Service, Instance: e.Instance, Share: d.share()}
 	d.record(i)
 	if e.Kind == paused {
 		d.say("at %2.0f %%: %s is paused", 100*i.Share, m.name())
 		d.tail.Go(func() { m.freeze(i, d.session()+pauseMargin) })
-		every(d.ctx, 100*time.Millisecond) // until it is
+		command.Wait(d.ctx, 100*time.Millisecond) // until it is
 		return
 	}
 	d.say("at %2.0f %%: %s is killed", 100*i.Share, m.name())
@@ -352,7 +354,7 @@ func (d *drill) session() time.Duration {
 
 // patiently waits for a condition, for a while.
 func (d *drill) patiently(done func() bool) {
-	for end := time.Now().Add(30 * time.Second); !done() && time.Now().Before(end) && every(d.ctx, 20*time.Millisecond); {
+	for end := time.Now().Add(30 * time.Second); !done() && time.Now().Before(end) && command.Wait(d.ctx, 20*time.Millisecond); {
 	}
 }
 

@@ -13,6 +13,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/hikyaku/hikyaku/schemas/topic"
+
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 )
 
 // What the broker says, asked with a client of our own.
@@ -143,7 +145,7 @@ func (d *drill) claimed(m *member, i *incident, while time.Duration) {
 		if same {
 			break
 		}
-		if !every(ctx, while) {
+		if !command.Wait(ctx, while) {
 			return
 		}
 	}

@@ -17,6 +17,8 @@ import (
 
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/token"
+
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 )
 
 // crowd are the people who join, unsubscribe and click while services die. They
@@ -74,7 +76,7 @@ func (c *crowd) end() {
 }
 
 func (c *crowd) join(ctx context.Context) {
-	for i := 0; every(ctx, 50*time.Millisecond); i++ {
+	for i := 0; command.Wait(ctx, 50*time.Millisecond); i++ {
 		c.wg.Go(func() {
 			id := fmt.Sprintf("j%06d", i)
 			if c.identify(i, id, map[string]any{"name": "Joiner", "email": id + "@example.test", "age": 30, "points": i}, nil) {
@@ -88,7 +90,7 @@ func (c *crowd) join(ctx context.Context) {
 
 func (c *crowd) leave(ctx context.Context, leavers []string) {
 	for i, id := range leavers {
-		if !every(ctx, 100*time.Millisecond) {
+		if !command.Wait(ctx, 100*time.Millisecond) {
 			return
 		}
 		c.wg.Go(func() {
@@ -130,7 +132,7 @@ func (c *crowd) read(ctx context.Context) {
 	}
 	at := c.d.indexFrom
 	var rest []byte
-	for every(ctx, 100*time.Millisecond) {
+	for command.Wait(ctx, 100*time.Millisecond) {
 		f, err := os.Open(c.d.index)
 		if err != nil {
 			continue
@@ -164,7 +166,7 @@ func (c *crowd) read(ctx context.Context) {
 // readBlind is for a mail server whose index cannot be seen: people of the list
 // follow links that lead to them if they got any.
 func (c *crowd) readBlind(ctx context.Context) {
-	for i := 0; every(ctx, 5*time.Millisecond); i++ {
+	for i := 0; command.Wait(ctx, 5*time.Millisecond); i++ {
 		if id := userID(i); i < c.d.people && c.d.list.Audience[id] {
 			c.react(id)
 		}
@@ -222,7 +224,7 @@ func (c *crowd) follow(purpose token.Purpose, person, suffix string, want int) b
 func (c *crowd) until(what string, request func(try int) (*http.Request, error), want int) bool {
 	last := "no answer"
 	for try, end := 0, time.Now().Add(crowdPatience); time.Now().Before(end); try++ {
-		if try > 0 && !every(c.d.ctx, 200*time.Millisecond) {
+		if try > 0 && !command.Wait(c.d.ctx, 200*time.Millisecond) {
 			return false
 		}
 		req, err := request(try)
@@ -245,14 +247,4 @@ func (c *crowd) until(what string, request func(try int) (*http.Request, error),
 	defer c.mu.Unlock()
 	c.failed = append(c.failed, what+": "+last)
 	return false
-}
-
-// every waits; false when the context has ended.
-func every(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
-	}
 }

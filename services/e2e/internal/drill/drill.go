@@ -18,12 +18,9 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -31,6 +28,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/bucket"
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 )
 
@@ -118,19 +116,19 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (options
 	}
 	switch {
 	case flags.NArg() > 0:
-		return o, usage("unexpected %q; -h teaches", flags.Arg(0))
+		return o, command.Usagef("unexpected %q; -h teaches", flags.Arg(0))
 	case o.people < 100:
-		return o, usage("--people %d: at least 100", o.people)
+		return o, command.Usagef("--people %d: at least 100", o.people)
 	case o.kills < 0 || o.instances < 1 || o.instances > 16:
-		return o, usage("--kills from 0, --instances from 1 to 16")
+		return o, command.Usagef("--kills from 0, --instances from 1 to 16")
 	case o.policy != atMostOnce && o.policy != atLeastOnce:
-		return o, usage("--policy %s: at_most_once or at_least_once", o.policy)
+		return o, command.Usagef("--policy %s: at_most_once or at_least_once", o.policy)
 	case o.sabotage != "" && o.sabotage != "claim":
-		return o, usage("--sabotage %s: claim is the only promise that can be broken", o.sabotage)
+		return o, command.Usagef("--sabotage %s: claim is the only promise that can be broken", o.sabotage)
 	case o.sabotage != "" && (o.kills == 0 || o.policy != atMostOnce):
-		return o, usage("--sabotage shows under at_most_once, and when a sender is killed")
+		return o, command.Usagef("--sabotage shows under at_most_once, and when a sender is killed")
 	case o.indexOf != "" && getenv("SMTP_ADDR") == "":
-		return o, usage("--index is for a mail sink of your own; set SMTP_ADDR")
+		return o, command.Usagef("--index is for a mail sink of your own; set SMTP_ADDR")
 	}
 	if o.indexOf != "" {
 		abs, err := filepath.Abs(o.indexOf)
@@ -147,16 +145,13 @@ func Main(args []string, getenv func(string) string, stdout, stderr io.Writer) i
 	o, err := parse(args, getenv, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		return exitDone
+		return command.Done
 	case err != nil:
 		fmt.Fprintln(stderr, "drill:", err)
-		return exitUsage
+		return command.Usage
 	}
-	ctx, stop := context.WithCancelCause(context.Background())
+	ctx, stop := command.Stoppable()
 	defer stop(nil)
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	go func() { <-signals; stop(errStopped) }()
 
 	d := &drill{options: o, getenv: getenv, out: stderr, ctx: ctx, fail: stop, procs: process.NewStarter(), began: time.Now(),
 		http: &http.Client{Timeout: 2 * time.Second}}
@@ -169,9 +164,9 @@ func Main(args []string, getenv func(string) string, stdout, stderr io.Writer) i
 	if err != nil {
 		d.result.Error = err.Error()
 	}
-	code := exitCode(err)
+	code := command.ExitCode(err)
 	if len(d.result.Broken) > 0 {
-		code = exitBroken
+		code = command.Broken
 	}
 	d.clean(code)
 	d.result.Seconds = float64(d.since().Milliseconds()) / 1000
@@ -179,7 +174,7 @@ func Main(args []string, getenv func(string) string, stdout, stderr io.Writer) i
 		fmt.Fprintln(stderr, "\ndrill:", err)
 	}
 	if werr := d.result.write(stdout); werr != nil {
-		return exitBroken
+		return command.Broken
 	}
 	return code
 }
@@ -259,13 +254,9 @@ func (d *drill) brokers() []string { return strings.Split(d.own["KAFKA_BROKERS"]
 // build builds what is needed and keeps it aside, so that a build by somebody else
 // meanwhile changes nothing.
 func (d *drill) build() error {
-	exe, err := os.Executable()
-	if err != nil {
+	var err error
+	if d.root, err = command.AboveBin("scripts/drill"); err != nil {
 		return err
-	}
-	d.root = filepath.Dir(filepath.Dir(exe))
-	if _, err := os.Stat(filepath.Join(d.root, "go.work")); err != nil {
-		return usage("this program must be in bin/ of the checkout; start it with scripts/drill")
 	}
 	if d.dir, err = os.MkdirTemp("", "hikyaku-drill-"); err != nil {
 		return err
@@ -282,10 +273,10 @@ func (d *drill) build() error {
 	}
 	e, err := d.procs.Run(d.ctx, process.Tool{Path: "go", Args: append(append(args, "-o", to+string(filepath.Separator)), packages...), Dir: d.root, Env: os.Environ()})
 	if err != nil {
-		return missing("building: %w", err)
+		return command.Missingf("building: %w", err)
 	}
 	if e.Code != 0 {
-		return broken("the programs do not build: %s", e.Stderr)
+		return command.Brokenf("the programs do not build: %s", e.Stderr)
 	}
 	if err := os.Mkdir(filepath.Join(d.dir, "bin"), 0o755); err != nil {
 		return err
@@ -321,7 +312,7 @@ func (d *drill) prepare() error {
 	n := d.instances
 	addr, err := process.FreeAddrs(parts + n + n*len(services()))
 	if err != nil {
-		return missing("%w", err)
+		return command.Missingf("%w", err)
 	}
 	data := filepath.Join(d.dir, "data")
 	d.namespace = fmt.Sprintf("drill%08x", rand.Uint32())
@@ -392,7 +383,7 @@ func (d *drill) prepare() error {
 		return err
 	}
 	if e.Code != 0 {
-		return &failure{e.Code, errors.New(e.LastLine())}
+		return command.Exit(e.Code, errors.New(e.LastLine()))
 	}
 	if err := d.connect(); err != nil {
 		return err
@@ -451,7 +442,7 @@ func (d *drill) prepare() error {
 		return err
 	}
 	if e.Code != 0 {
-		return &failure{e.Code, fmt.Errorf("applying the definitions: %s", e.LastLine())}
+		return command.Exit(e.Code, fmt.Errorf("applying the definitions: %s", e.LastLine()))
 	}
 	return nil
 }
@@ -480,7 +471,7 @@ func (d *drill) begin(m *member) error {
 	}
 	err := d.await(m.service+" to be ready", 90*time.Second, func() bool { return m.up(d.ctx) })
 	if err != nil {
-		return missing("%w; its log says: %s", err, process.LastLines(m.said(), 2))
+		return command.Missingf("%w; its log says: %s", err, process.LastLines(m.said(), 2))
 	}
 	return nil
 }
@@ -505,7 +496,7 @@ func (d *drill) reachable() error {
 		}
 		conn, err := net.DialTimeout("tcp", addr, 5*time.Second)
 		if err != nil {
-			return missing("%s: %w", variable, err)
+			return command.Missingf("%s: %w", variable, err)
 		}
 		conn.Close()
 	}
@@ -516,9 +507,9 @@ func (d *drill) reachable() error {
 func (d *drill) await(what string, limit time.Duration, done func() bool) error {
 	for end := time.Now().Add(limit); !done(); {
 		if time.Now().After(end) {
-			return missing("waited %s for %s", limit, what)
+			return command.Missingf("waited %s for %s", limit, what)
 		}
-		if !every(d.ctx, 50*time.Millisecond) {
+		if !command.Wait(d.ctx, 50*time.Millisecond) {
 			return context.Cause(d.ctx)
 		}
 	}
@@ -566,24 +557,11 @@ func (d *drill) clean(code int) {
 	if d.dir == "" {
 		return
 	}
-	if d.keep || code == exitBroken {
+	if d.keep || code == command.Broken {
 		fmt.Fprintf(d.out, "\nLogs, data and lists of names are kept in %s\n", d.dir)
 		return
 	}
 	os.RemoveAll(d.dir)
-}
-
-// commit is what was drilled, with a plus if the tree differs from it.
-func commit(root string) string {
-	out, err := exec.Command("git", "-C", root, "rev-parse", "--short", "HEAD").Output()
-	if err != nil {
-		return ""
-	}
-	id := strings.TrimSpace(string(out))
-	if changed, err := exec.Command("git", "-C", root, "status", "--porcelain", "-uno").Output(); err == nil && len(changed) > 0 {
-		id += "+"
-	}
-	return id
 }
 
 // imported tells whether the report of a file says that it is done.
@@ -594,7 +572,7 @@ func (d *drill) imported(key string) (bool, error) {
 		return false, nil // it is being written, or S3 is away
 	}
 	if report.State != "done" {
-		return false, broken("the import of %s ended as %s: %s", key, report.State, report.Error)
+		return false, command.Brokenf("the import of %s ended as %s: %s", key, report.State, report.Error)
 	}
 	return true, nil
 }
@@ -614,7 +592,7 @@ func (d *drill) put(name string, write func(io.Writer) error) (key string, err e
 		if err = d.bucket.Put(d.ctx, key, file); err == nil || time.Now().After(end) {
 			return key, err
 		}
-		if !every(d.ctx, 500*time.Millisecond) {
+		if !command.Wait(d.ctx, 500*time.Millisecond) {
 			return key, context.Cause(d.ctx)
 		}
 	}

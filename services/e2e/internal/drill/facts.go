@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 )
 
@@ -63,11 +64,11 @@ func (d *drill) ask(into any, args ...string) error {
 	if err != nil {
 		return err
 	}
-	if e.Code > exitBroken || e.Code == exitBroken && e.Stdout == "" {
-		return &failure{e.Code, fmt.Errorf("hikyaku %s: %s", args[0], strings.TrimPrefix(e.LastLine(), "hikyaku: "))}
+	if e.Code > command.Broken || e.Code == command.Broken && e.Stdout == "" {
+		return command.Exit(e.Code, fmt.Errorf("hikyaku %s: %s", args[0], strings.TrimPrefix(e.LastLine(), "hikyaku: ")))
 	}
 	if err := json.Unmarshal([]byte(e.Stdout), into); err != nil {
-		return broken("hikyaku %s --json did not answer with JSON: %w", args[0], err)
+		return command.Brokenf("hikyaku %s --json did not answer with JSON: %w", args[0], err)
 	}
 	return nil
 }
@@ -81,14 +82,14 @@ func rows[T any](d *drill, query string, fn func(T)) error {
 		if e, err = d.hikyaku("sql", "--json", query); err != nil {
 			return err
 		}
-		if e.Code == exitDone {
+		if e.Code == command.Done {
 			break
 		}
-		if time.Now().After(end) || e.Code == exitUsage {
-			return &failure{e.Code, fmt.Errorf("hikyaku sql: %s", e.LastLine())}
+		if time.Now().After(end) || e.Code == command.Usage {
+			return command.Exit(e.Code, fmt.Errorf("hikyaku sql: %s", e.LastLine()))
 		}
-		if !every(d.ctx, 500*time.Millisecond) {
-			return errStopped
+		if !command.Wait(d.ctx, 500*time.Millisecond) {
+			return command.ErrStopped
 		}
 	}
 	lines := bufio.NewScanner(strings.NewReader(e.Stdout))
@@ -96,7 +97,7 @@ func rows[T any](d *drill, query string, fn func(T)) error {
 	for lines.Scan() {
 		var row T
 		if err := json.Unmarshal(lines.Bytes(), &row); err != nil {
-			return broken("hikyaku sql did not answer with JSON: %w", err)
+			return command.Brokenf("hikyaku sql did not answer with JSON: %w", err)
 		}
 		fn(row)
 	}
@@ -218,8 +219,8 @@ func (d *drill) witness(f *facts) error {
 	if err != nil {
 		return err
 	}
-	if e.Code != exitDone {
-		return missing("counting copies: %s", e.LastLine())
+	if e.Code != command.Done {
+		return command.Missingf("counting copies: %s", e.LastLine())
 	}
 	var counted struct {
 		Mails, Recipients int
@@ -230,7 +231,7 @@ func (d *drill) witness(f *facts) error {
 		}
 	}
 	if err := json.Unmarshal([]byte(e.Stdout), &counted); err != nil {
-		return broken("copies did not answer with JSON: %w", err)
+		return command.Brokenf("copies did not answer with JSON: %w", err)
 	}
 	file, err := os.Open(d.index)
 	if err != nil {
@@ -256,7 +257,7 @@ func (d *drill) witness(f *facts) error {
 	}
 	d.mails = counted.Mails
 	if len(f.Mails) != counted.Recipients {
-		return broken("the index names %d people, the witness counted %d", len(f.Mails), counted.Recipients)
+		return command.Brokenf("the index names %d people, the witness counted %d", len(f.Mails), counted.Recipients)
 	}
 	return lines.Err()
 }
@@ -302,8 +303,8 @@ func (d *drill) presence(f *facts) error {
 		if len(f.Lost) == 0 && f.Forgotten == 0 || time.Now().After(end) {
 			return nil
 		}
-		if !every(d.ctx, time.Second) {
-			return errStopped
+		if !command.Wait(d.ctx, time.Second) {
+			return command.ErrStopped
 		}
 	}
 }

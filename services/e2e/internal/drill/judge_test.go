@@ -10,6 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/hikyaku/hikyaku/schemas/topic"
+
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 )
 
 // held is a drill in which everything held: five people, one of whom a killed
@@ -280,7 +282,7 @@ func TestFlagsThatMakeNoSenseAreRefused(t *testing.T) {
 	t.Parallel()
 	for _, args := range []string{"--policy twice", "--people 5", "--instances 0", "--sabotage offsets", "--sabotage claim --kills 0", "--index x", "word"} {
 		_, err := parse(strings.Fields(args), func(string) string { return "" }, &strings.Builder{})
-		require.Equal(t, exitUsage, exitCode(err), args)
+		require.Equal(t, command.Usage, command.ExitCode(err), args)
 	}
 	o, err := parse([]string{"--seed", "5"}, func(string) string { return "" }, &strings.Builder{})
 	require.NoError(t, err)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 )
 
@@ -67,35 +68,21 @@ func (m *member) supervise() error {
 }
 
 func (m *member) start() error {
-	log, err := os.OpenFile(m.logPath, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
-	if err != nil {
-		return err
-	}
-	defer log.Close() // the child has its own
-	info, err := log.Stat()
-	if err != nil {
-		return err
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	cmd := exec.Command(m.path, m.args...)
-	cmd.Env, cmd.Stdout, cmd.Stderr, cmd.Dir = m.env, log, log, m.d.dir
+	cmd.Env, cmd.Dir = m.env, m.d.dir
 	m.armedAt = ""
 	if len(m.arms) > 0 && !m.stop {
 		m.armedAt, m.arms = m.arms[0], m.arms[1:]
 		cmd.Env = append(cmd.Env[:len(cmd.Env):len(cmd.Env)], "CRASH_AT="+m.armedAt)
 	}
-	if err := m.d.procs.Start(cmd); err != nil {
-		return missing("starting %s: %w", m.service, err)
+	exited, from, err := m.d.procs.StartLogged(cmd, m.logPath)
+	if err != nil {
+		return command.Missingf("starting %s: %w", m.service, err)
 	}
-	m.cmd, m.started = cmd, info.Size()
-	exited := make(chan struct{})
-	m.exited = exited
+	m.cmd, m.started, m.exited = cmd, from, exited
 	m.note('-')
-	go func() {
-		_ = cmd.Wait() // ProcessState says how it ended
-		close(exited)
-	}()
 	return nil
 }
 

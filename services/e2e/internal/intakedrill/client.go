@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
+	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 )
 
 const (
@@ -65,7 +66,7 @@ func (c *client) post(began time.Time) {
 				return n
 			}
 			for n := next(-1); n < c.d.events; {
-				if !wait(c.d.ctx, time.Until(c.due(began, n))) {
+				if !command.Wait(c.d.ctx, time.Until(c.due(began, n))) {
 					return
 				}
 				mine = mine[:0]
@@ -121,7 +122,7 @@ func (c *client) send(events []int) bool {
 	for try, end := 0, time.Now().Add(clientPatience); time.Now().Before(end); try++ {
 		if try > 0 {
 			c.repeated.Add(1)
-			if !wait(c.d.ctx, 100*time.Millisecond) {
+			if !command.Wait(c.d.ctx, 100*time.Millisecond) {
 				return false
 			}
 		}
@@ -168,24 +169,5 @@ func (d *drill) get(url string) int {
 
 // metric is one of the collector's; 0 if it does not answer.
 func (d *drill) metric(name string) float64 {
-	req, err := http.NewRequestWithContext(d.ctx, http.MethodGet, d.telemetry+"/metrics", nil)
-	if err != nil {
-		return 0
-	}
-	resp, err := d.http.Do(req)
-	if err != nil {
-		return 0
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, name+" "); ok {
-			n, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			return n
-		}
-	}
-	return 0
+	return process.Metric(d.ctx, d.http, d.telemetry, name)
 }

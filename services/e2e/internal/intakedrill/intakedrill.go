@@ -5,7 +5,6 @@ package intakedrill
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -14,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -22,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 )
 
@@ -47,27 +46,6 @@ What happens is told on stderr; stdout carries one line of JSON when everything 
 2 usage, 3 something needed is missing, 130 stopped before there was a result.
 
 `
-
-// The exit codes.
-const (
-	exitDone    = 0
-	exitBroken  = 1
-	exitUsage   = 2
-	exitMissing = 3
-	exitStopped = 130
-)
-
-var errStopped = errors.New("stopped by a signal")
-
-type failure struct {
-	code int
-	err  error
-}
-
-func (f *failure) Error() string { return f.err.Error() }
-func (f *failure) Unwrap() error { return f.err }
-
-func missing(format string, a ...any) error { return &failure{exitMissing, fmt.Errorf(format, a...)} }
 
 type options struct {
 	events, kills int
@@ -173,16 +151,13 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	o, err := parse(args, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		return exitDone
+		return command.Done
 	case err != nil:
 		fmt.Fprintln(stderr, "drill intake:", err)
-		return exitUsage
+		return command.Usage
 	}
-	ctx, stop := context.WithCancelCause(context.Background())
+	ctx, stop := command.Stoppable()
 	defer stop(nil)
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	go func() { <-signals; stop(errStopped) }()
 	d := &drill{options: o, out: stderr, ctx: ctx, fail: stop, procs: process.NewStarter(), began: time.Now(),
 		http: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
 	d.result = Result{Drill: "intake", Events: o.events, OutageSeconds: o.outage.Seconds(), Rate: o.rate, Seed: o.seed, Broken: []string{}}
@@ -191,15 +166,9 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		err = context.Cause(ctx)
 	}
 	d.halt()
-	code := exitDone
-	var f *failure
-	switch {
-	case errors.Is(err, errStopped):
-		code = exitStopped
-	case errors.As(err, &f):
-		code = f.code
-	case err != nil, len(d.result.Broken) > 0:
-		code = exitBroken
+	code := command.ExitCode(err)
+	if err == nil && len(d.result.Broken) > 0 {
+		code = command.Broken
 	}
 	if err != nil {
 		d.result.Error = err.Error()
@@ -208,16 +177,14 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	for _, bar := range d.result.Broken {
 		fmt.Fprintln(stderr, "BROKEN:", bar)
 	}
-	if d.keep || code == exitBroken {
+	if d.keep || code == command.Broken {
 		fmt.Fprintf(stderr, "\nLogs and data are kept in %s\n", d.dir)
 	} else if d.dir != "" {
 		os.RemoveAll(d.dir)
 	}
 	d.result.Seconds = float64(time.Since(d.began).Milliseconds()) / 1000
-	enc := json.NewEncoder(stdout)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(d.result); err != nil {
-		return exitBroken
+	if err := command.WriteLine(stdout, d.result); err != nil {
+		return command.Broken
 	}
 	return code
 }
@@ -266,32 +233,28 @@ func (p *program) start() error {
 	p.d.mu.Lock()
 	defer p.d.mu.Unlock()
 	if p.d.stopped {
-		return errStopped
+		return command.ErrStopped
 	}
-	log, err := os.OpenFile(filepath.Join(p.d.dir, p.name+".log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
-	if err != nil {
-		return err
-	}
-	defer log.Close() // the child has its own
 	cmd := exec.Command(p.path, p.args...)
-	cmd.Env, cmd.Stdout, cmd.Stderr, cmd.Dir = p.env, log, log, p.d.root
-	if err := p.d.procs.Start(cmd); err != nil {
-		return missing("starting %s: %w", p.name, err)
+	cmd.Env, cmd.Dir = p.env, p.d.root
+	exited, _, err := p.d.procs.StartLogged(cmd, p.log())
+	if err != nil {
+		return command.Missingf("starting %s: %w", p.name, err)
 	}
-	p.cmd, p.exited, p.asked = cmd, make(chan struct{}), false
-	exited := p.exited
+	p.cmd, p.exited, p.asked = cmd, exited, false
 	go func() {
-		_ = cmd.Wait() // ProcessState says how it ended
-		close(exited)
+		<-exited
 		p.d.mu.Lock()
 		defer p.d.mu.Unlock()
 		if p.cmd == cmd && !p.asked && !p.d.stopped {
-			text, _ := os.ReadFile(filepath.Join(p.d.dir, p.name+".log"))
+			text, _ := os.ReadFile(p.log())
 			p.d.fail(fmt.Errorf("%s ended of itself, %s: %s", p.name, cmd.ProcessState, process.LastLines(string(text), 3)))
 		}
 	}()
 	return nil
 }
+
+func (p *program) log() string { return filepath.Join(p.d.dir, p.name+".log") }
 
 // kill ends it as a power cut would.
 func (p *program) kill() {
@@ -316,13 +279,9 @@ func (d *drill) halt() {
 
 // build builds what is needed and keeps it aside.
 func (d *drill) build() error {
-	exe, err := os.Executable()
-	if err != nil {
+	var err error
+	if d.root, err = command.AboveBin("scripts/drill intake"); err != nil {
 		return err
-	}
-	d.root = filepath.Dir(filepath.Dir(exe))
-	if _, err := os.Stat(filepath.Join(d.root, "go.work")); err != nil {
-		return &failure{exitUsage, errors.New("this program must be in bin/ of the checkout; start it with scripts/drill intake")}
 	}
 	if d.dir, err = os.MkdirTemp("", "hikyaku-drill-intake-"); err != nil {
 		return err
@@ -331,12 +290,12 @@ func (d *drill) build() error {
 	e, err := d.procs.Run(d.ctx, process.Tool{Path: "go", Dir: d.root, Env: os.Environ(), Args: append(args,
 		"./deploy/embedded/cmd/embedded", "./services/internal/cmd/provision", "./services/event-collector/cmd/event-collector")})
 	if err != nil {
-		return missing("building: %w", err)
+		return command.Missingf("building: %w", err)
 	}
 	if e.Code != 0 {
 		return fmt.Errorf("the programs do not build: %s", e.Stderr)
 	}
-	d.result.Commit = commit(d.root)
+	d.result.Commit = command.Commit(d.root)
 	return nil
 }
 
@@ -346,9 +305,9 @@ func (d *drill) bin(name string) string { return filepath.Join(d.dir, "bin", nam
 func (d *drill) prepare() error {
 	addr, err := process.FreeAddrs(5)
 	if err != nil {
-		return missing("%w", err)
+		return command.Missingf("%w", err)
 	}
-	d.kafka, d.engine, d.api, d.telemetry = addr[0], "http://"+addr[2], "http://"+addr[3], "http://"+addr[4]
+	d.kafka, d.engine, d.api, d.telemetry = addr[0], "http://"+addr[2], "http://"+addr[3], addr[4]
 	d.namespace = fmt.Sprintf("drill%08x", rand.Uint32())
 	with := func(settings ...string) []string { return append(os.Environ(), settings...) } // the last of two counts
 	const elsewhere = "elsewhere"
@@ -375,7 +334,7 @@ func (d *drill) prepare() error {
 		return err
 	}
 	if e.Code != 0 {
-		return &failure{e.Code, errors.New(e.LastLine())}
+		return command.Exit(e.Code, errors.New(e.LastLine()))
 	}
 	if err := d.collector.start(); err != nil {
 		return err
@@ -385,7 +344,7 @@ func (d *drill) prepare() error {
 
 // ready tells whether a stack has said so since its last start.
 func (p *program) ready() bool {
-	text, err := os.ReadFile(filepath.Join(p.d.dir, p.name+".log"))
+	text, err := os.ReadFile(p.log())
 	return err == nil && strings.HasSuffix(strings.TrimSpace(string(text)), "ready")
 }
 
@@ -405,7 +364,7 @@ func (d *drill) run() error {
 	var acts sync.WaitGroup
 	at := func(moment time.Duration, do func()) {
 		acts.Go(func() {
-			if wait(d.ctx, time.Until(began.Add(moment))) {
+			if command.Wait(d.ctx, time.Until(began.Add(moment))) {
 				do()
 			}
 		})
@@ -447,7 +406,7 @@ func (d *drill) run() error {
 	}
 	watching, stopWatching := context.WithCancel(d.ctx)
 	acts.Go(func() {
-		for wait(watching, 250*time.Millisecond) {
+		for command.Wait(watching, 250*time.Millisecond) {
 			d.result.SpoolMax = max(d.result.SpoolMax, int64(d.metric("intake_spool_records")))
 			if back := returned.Load(); back != nil && d.result.DrainSeconds == 0 && d.metric(`intake_state{state="direct"}`) == 1 {
 				d.result.DrainSeconds = time.Since(*back).Seconds()
@@ -482,32 +441,9 @@ func (d *drill) await(what string, limit time.Duration, done func() bool) error 
 
 func (d *drill) until(limit time.Duration, done func() bool) bool {
 	for end := time.Now().Add(limit); !done(); {
-		if time.Now().After(end) || !wait(d.ctx, 20*time.Millisecond) {
+		if time.Now().After(end) || !command.Wait(d.ctx, 20*time.Millisecond) {
 			return false
 		}
 	}
 	return true
-}
-
-// wait is false when the context has ended.
-func wait(ctx context.Context, long time.Duration) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(long):
-		return true
-	}
-}
-
-// commit is what was drilled, with a plus if the tree differs from it.
-func commit(root string) string {
-	out, err := exec.Command("git", "-C", root, "rev-parse", "--short", "HEAD").Output()
-	if err != nil {
-		return ""
-	}
-	id := strings.TrimSpace(string(out))
-	if changed, err := exec.Command("git", "-C", root, "status", "--porcelain", "-uno").Output(); err == nil && len(changed) > 0 {
-		id += "+"
-	}
-	return id
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -35,6 +36,30 @@ func (p *Starter) Start(cmd *exec.Cmd) error {
 	started := make(chan error, 1)
 	p.jobs <- func() { started <- cmd.Start() }
 	return <-started
+}
+
+// StartLogged is Start with stdout and stderr appended to a file. exited is closed when
+// the process has ended: its ProcessState says how. from is where in the file it begins.
+func (p *Starter) StartLogged(cmd *exec.Cmd, path string) (exited chan struct{}, from int64, err error) {
+	log, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer log.Close() // the child has its own
+	info, err := log.Stat()
+	if err != nil {
+		return nil, 0, err
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := p.Start(cmd); err != nil {
+		return nil, 0, err
+	}
+	exited = make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // ProcessState is asked
+		close(exited)
+	}()
+	return exited, info.Size(), nil
 }
 
 // Tool is a program that runs to its end.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 )
 
@@ -31,11 +32,11 @@ func (h *hikyaku) ask(ctx context.Context, into any, args ...string) error {
 	if err != nil {
 		return err
 	}
-	if e.Code != exitDone {
-		return &failure{e.Code, fmt.Errorf("hikyaku %s: %s", strings.Join(args, " "), strings.TrimPrefix(e.LastLine(), "hikyaku: "))}
+	if e.Code != command.Done {
+		return command.Exit(e.Code, fmt.Errorf("hikyaku %s: %s", strings.Join(args, " "), strings.TrimPrefix(e.LastLine(), "hikyaku: ")))
 	}
 	if err := json.Unmarshal([]byte(e.Stdout), into); err != nil {
-		return broken("hikyaku %s --json did not answer with JSON: %w", args[0], err)
+		return command.Brokenf("hikyaku %s --json did not answer with JSON: %w", args[0], err)
 	}
 	return nil
 }

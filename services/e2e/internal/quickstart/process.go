@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 )
 
@@ -94,7 +95,7 @@ func (s *supervised) once() bool {
 	cmd := exec.Command(s.path)
 	cmd.Env, cmd.Stdout, cmd.Stderr = s.env, io.MultiWriter(log, s), io.MultiWriter(log, &stderr)
 	if err := s.procs.Start(cmd); err != nil {
-		s.fatal(missing("starting %s: %w", s.name, err))
+		s.fatal(command.Missingf("starting %s: %w", s.name, err))
 		return false
 	}
 	exited := make(chan struct{})
@@ -124,8 +125,8 @@ func (s *supervised) once() bool {
 	s.exit = &e
 	s.mu.Unlock()
 	// Settings do not mend themselves, nor does a port get free because we wait.
-	if !wasUp && (e.Code == exitUsage || e.Code == exitMissing) {
-		s.fatal(&failure{e.Code, errors.New(strings.TrimSpace(process.LastLines(e.Stderr, 3)))})
+	if !wasUp && (e.Code == command.Usage || e.Code == command.Missing) {
+		s.fatal(command.Exit(e.Code, errors.New(strings.TrimSpace(process.LastLines(e.Stderr, 3)))))
 		return false
 	}
 	s.screen.line("%s ended (%s) and is started again; its log: %s", s.name, cmd.ProcessState, s.log)
@@ -159,7 +160,7 @@ func (s *supervised) awaitUp(ctx context.Context, patience time.Duration) error 
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return missing("%s is not ready after %s: %w; its log: %s", s.name, patience, why, s.log)
+			return command.Missingf("%s is not ready after %s: %w; its log: %s", s.name, patience, why, s.log)
 		}
 		if err := pause(ctx, 50*time.Millisecond); err != nil {
 			return err

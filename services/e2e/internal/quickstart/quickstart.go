@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/hikyaku/hikyaku/services/e2e/internal/bucket"
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/quickstart/sample"
 )
@@ -73,18 +74,18 @@ func parse(args []string, getenv func(string) string, root string, stderr io.Wri
 	}
 	switch {
 	case flags.NArg() > 0:
-		return o, usage("unexpected %q; quickstart -h teaches", flags.Arg(0))
+		return o, command.Usagef("unexpected %q; quickstart -h teaches", flags.Arg(0))
 	case (o.input == "") != (o.spec == ""):
-		return o, usage("--input and --spec go together: the file, and the definitions that say what its columns mean")
+		return o, command.Usagef("--input and --spec go together: the file, and the definitions that say what its columns mean")
 	case o.people < sample.MinPeople:
-		return o, usage("--people %d: at least %d, so that one of everything is among them", o.people, sample.MinPeople)
+		return o, command.Usagef("--people %d: at least %d, so that one of everything is among them", o.people, sample.MinPeople)
 	}
 	for _, p := range []string{o.input, o.spec} {
 		if p == "" {
 			continue
 		}
 		if _, err := os.Stat(p); err != nil {
-			return o, usage("%w", err)
+			return o, command.Usagef("%w", err)
 		}
 	}
 	if o.data == "" {
@@ -109,17 +110,17 @@ func parse(args []string, getenv func(string) string, root string, stderr io.Wri
 // Main runs the command and returns its exit code.
 func Main(args []string, getenv func(string) string, stdout, stderr io.Writer) int {
 	began := time.Now()
-	root, err := checkout()
+	root, err := command.AboveBin("scripts/quickstart")
 	var o options
 	if err == nil {
 		o, err = parse(args, getenv, root, stderr)
 	}
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		return exitDone
+		return command.Done
 	case err != nil:
 		fmt.Fprintln(stderr, "quickstart:", err)
-		return exitUsage
+		return command.Usage
 	}
 	ctx, stopNow := context.WithCancelCause(context.Background())
 	defer stopNow(nil)
@@ -128,7 +129,7 @@ func Main(args []string, getenv func(string) string, stdout, stderr io.Writer) i
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
 		<-signals
-		stopNow(errStopped)
+		stopNow(command.ErrStopped)
 		<-signals
 		close(hurry)
 	}()
@@ -146,22 +147,9 @@ func Main(args []string, getenv func(string) string, stdout, stderr io.Writer) i
 		fmt.Fprintln(stderr, "\nquickstart:", err)
 	}
 	if werr := q.result.write(stdout); werr != nil {
-		return exitBroken
+		return command.Broken
 	}
-	return exitCode(err)
-}
-
-// checkout is the directory above bin/, where this program was built to.
-func checkout() (string, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return "", err
-	}
-	root := filepath.Dir(filepath.Dir(exe))
-	if _, err := os.Stat(filepath.Join(root, "go.work")); err != nil {
-		return "", usage("this program must be in bin/ of the checkout; start it with scripts/quickstart")
-	}
-	return root, nil
+	return command.ExitCode(err)
 }
 
 // quickstart is one call of the command.
@@ -221,7 +209,7 @@ func (q *quickstart) run(ctx context.Context) error {
 		}
 	}
 	if err := os.MkdirAll(q.logs(), 0o755); err != nil {
-		return missing("making the data directory: %w", err)
+		return command.Missingf("making the data directory: %w", err)
 	}
 	q.env = q.environment()
 	q.hikyaku = &hikyaku{q.procs, filepath.Join(q.root, "bin"), q.env}
@@ -279,10 +267,10 @@ func (q *quickstart) portsFree() error {
 	for _, p := range ports {
 		l, err := net.Listen("tcp", p.addr)
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return missing("port %s is taken (%s); is another quickstart running? Stop what holds it", p.addr, p.variable)
+			return command.Missingf("port %s is taken (%s); is another quickstart running? Stop what holds it", p.addr, p.variable)
 		}
 		if err != nil {
-			return missing("%s: %w", p.variable, err)
+			return command.Missingf("%s: %w", p.variable, err)
 		}
 		l.Close()
 	}
@@ -297,21 +285,21 @@ func wipe(dir string) error {
 		return nil
 	}
 	if err != nil {
-		return missing("wiping the data directory: %w", err)
+		return command.Missingf("wiping the data directory: %w", err)
 	}
 	lock, err := os.Open(filepath.Join(dir, "embedded.lock"))
 	if err != nil {
 		if _, logs := os.Stat(filepath.Join(dir, "logs")); len(entries) == 1 && logs == nil {
 			return os.RemoveAll(dir) // a quickstart that did not come far
 		}
-		return usage("--fresh does not wipe %s: it is not empty and has never been a data directory of the embedded stack", dir)
+		return command.Usagef("--fresh does not wipe %s: it is not empty and has never been a data directory of the embedded stack", dir)
 	}
 	defer lock.Close()
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return missing("--fresh does not wipe %s: a running stack uses it; stop that first", dir)
+		return command.Missingf("--fresh does not wipe %s: a running stack uses it; stop that first", dir)
 	}
 	if err := os.RemoveAll(dir); err != nil {
-		return missing("wiping the data directory: %w", err)
+		return command.Missingf("wiping the data directory: %w", err)
 	}
 	return nil
 }
@@ -349,7 +337,7 @@ func (q *quickstart) shown(path string) string {
 func (q *quickstart) stayUp(ctx context.Context) error {
 	q.screen.line("Running until Ctrl-C.")
 	<-ctx.Done()
-	if err := context.Cause(ctx); !errors.Is(err, errStopped) {
+	if err := context.Cause(ctx); !errors.Is(err, command.ErrStopped) {
 		return err
 	}
 	return nil

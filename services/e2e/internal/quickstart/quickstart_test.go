@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/quickstart/reader"
 )
@@ -135,7 +136,7 @@ func TestOnlyADataDirectoryIsWiped(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(somebodys, "thesis.tex"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := wipe(somebodys); exitCode(err) != exitUsage {
+	if err := wipe(somebodys); command.ExitCode(err) != command.Usage {
 		t.Errorf("wiping somebody's files: %v", err)
 	}
 	ours := filepath.Join(t.TempDir(), "data")
@@ -152,7 +153,7 @@ func TestOnlyADataDirectoryIsWiped(t *testing.T) {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	if err := wipe(ours); exitCode(err) != exitMissing {
+	if err := wipe(ours); command.ExitCode(err) != command.Missing {
 		t.Errorf("wiping what is in use: %v", err)
 	}
 	// Not by closing alone: a child that another test is just starting has the
@@ -241,8 +242,8 @@ func TestAProgramWithBadSettingsIsNotStartedAgain(t *testing.T) {
 	s, fatal := keep(t, "echo 'port 8081 is taken' >&2\nexit 3\n")
 	select {
 	case err := <-fatal:
-		if exitCode(err) != exitMissing || !strings.Contains(err.Error(), "port 8081 is taken") {
-			t.Errorf("got %v, code %d", err, exitCode(err))
+		if command.ExitCode(err) != command.Missing || !strings.Contains(err.Error(), "port 8081 is taken") {
+			t.Errorf("got %v, code %d", err, command.ExitCode(err))
 		}
 	case <-time.After(20 * time.Second):
 		t.Fatal("nothing is said")

@@ -1,49 +1,10 @@
 package quickstart
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
+
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 )
-
-// The exit codes.
-const (
-	exitDone    = 0
-	exitBroken  = 1 // a promise did not hold
-	exitUsage   = 2
-	exitMissing = 3   // something needed is missing, away, or its port is taken
-	exitStopped = 130 // Ctrl-C before there was a result
-)
-
-// failure is an error with the exit code it ends the program with.
-type failure struct {
-	code int
-	err  error
-}
-
-func (f *failure) Error() string { return f.err.Error() }
-func (f *failure) Unwrap() error { return f.err }
-
-func usage(format string, a ...any) error   { return &failure{exitUsage, fmt.Errorf(format, a...)} }
-func missing(format string, a ...any) error { return &failure{exitMissing, fmt.Errorf(format, a...)} }
-func broken(format string, a ...any) error  { return &failure{exitBroken, fmt.Errorf(format, a...)} }
-
-// errStopped is the cause of a context that Ctrl-C ended.
-var errStopped = errors.New("stopped by a signal")
-
-func exitCode(err error) int {
-	var f *failure
-	switch {
-	case err == nil:
-		return exitDone
-	case errors.Is(err, errStopped):
-		return exitStopped
-	case errors.As(err, &f):
-		return f.code
-	}
-	return exitBroken
-}
 
 // Result is the one line on stdout. Counts are of people of this run.
 type Result struct {
@@ -92,7 +53,5 @@ func (r *Result) write(w io.Writer) error {
 	if r.Excluded == nil {
 		r.Excluded = map[string]int64{}
 	}
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
-	return enc.Encode(r)
+	return command.WriteLine(w, r)
 }

@@ -1,7 +1,6 @@
 package quickstart
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,11 +11,11 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/hikyaku/hikyaku/services/e2e/internal/bucket"
+	"github.com/hikyaku/hikyaku/services/e2e/internal/command"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/process"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/quickstart/reader"
 	"github.com/hikyaku/hikyaku/services/e2e/internal/quickstart/sample"
@@ -36,7 +35,7 @@ const (
 func (q *quickstart) fetch(ctx context.Context) error {
 	q.screen.step("Fetch what is missing")
 	if _, err := exec.LookPath("go"); err != nil {
-		return missing("go is not installed; version 1.26 or later is needed")
+		return command.Missingf("go is not installed; version 1.26 or later is needed")
 	}
 	found, _ := filepath.Glob(filepath.Join(q.root, chdbLibrary, "*", "libchdb.so"))
 	switch {
@@ -46,7 +45,7 @@ func (q *quickstart) fetch(ctx context.Context) error {
 	}
 	npm, err := exec.LookPath("npm")
 	if err != nil {
-		return missing("npm is not installed; it fetches ClickHouse's engine (or set CLICKHOUSE_URL to a server, or LIBCHDB_PATH to a libchdb.so)")
+		return command.Missingf("npm is not installed; it fetches ClickHouse's engine (or set CLICKHOUSE_URL to a server, or LIBCHDB_PATH to a libchdb.so)")
 	}
 	q.screen.line("ClickHouse's engine as a library, with npm: 167 MB")
 	e, err := q.procs.Run(ctx, process.Tool{Path: npm, Args: []string{"ci", "--prefix", "deploy/embedded/chdb", "--no-audit", "--no-fund"}, Dir: q.root, Env: q.env})
@@ -54,7 +53,7 @@ func (q *quickstart) fetch(ctx context.Context) error {
 		return err
 	}
 	if e.Code != 0 {
-		return missing("npm ci --prefix deploy/embedded/chdb failed: %s", process.LastLines(e.Stderr, 3))
+		return command.Missingf("npm ci --prefix deploy/embedded/chdb failed: %s", process.LastLines(e.Stderr, 3))
 	}
 	q.screen.done("fetched")
 	return nil
@@ -73,7 +72,7 @@ func (q *quickstart) build(ctx context.Context) error {
 	}
 	if e.Code != 0 {
 		q.screen.text(e.Stderr)
-		return broken("the programs do not build")
+		return command.Brokenf("the programs do not build")
 	}
 	q.screen.done("8 programs")
 	return nil
@@ -120,7 +119,7 @@ func (q *quickstart) provision(ctx context.Context) error {
 		return err
 	}
 	if e.Code != 0 {
-		return &failure{e.Code, errors.New(e.LastLine())}
+		return command.Exit(e.Code, errors.New(e.LastLine()))
 	}
 	q.screen.done("%s", strings.TrimPrefix(e.LastLine(), "provision: "))
 	return nil
@@ -186,7 +185,7 @@ func (q *quickstart) define(ctx context.Context) error {
 	if e.Code != 0 {
 		q.screen.text(e.Stderr)
 		q.screen.text(e.Stdout)
-		return &failure{e.Code, errors.New("the definitions were not applied")}
+		return command.Exit(e.Code, errors.New("the definitions were not applied"))
 	}
 	var applied struct {
 		Applied []struct {
@@ -195,7 +194,7 @@ func (q *quickstart) define(ctx context.Context) error {
 		}
 	}
 	if err := json.Unmarshal([]byte(e.Stdout), &applied); err != nil {
-		return broken("hikyaku apply --json did not answer with JSON: %w", err)
+		return command.Brokenf("hikyaku apply --json did not answer with JSON: %w", err)
 	}
 	var campaigns, specs, named []string
 	for _, a := range applied.Applied {
@@ -212,7 +211,7 @@ func (q *quickstart) define(ctx context.Context) error {
 		named = append(named, fmt.Sprintf("%s %s %s", a.Kind, a.ID, state))
 	}
 	if len(campaigns) != 1 || len(specs) != 1 {
-		return usage("%s defines %d import specs and %d campaigns; the quickstart needs one of each", q.shown(q.spec), len(specs), len(campaigns))
+		return command.Usagef("%s defines %d import specs and %d campaigns; the quickstart needs one of each", q.shown(q.spec), len(specs), len(campaigns))
 	}
 	q.importSpec, q.campaign, q.result.Campaign = specs[0], campaigns[0], campaigns[0]
 	q.screen.done("%s", strings.Join(named, ", "))
@@ -256,7 +255,7 @@ func (q *quickstart) load(ctx context.Context) error {
 		q.bucket = r
 	}
 	if err := q.bucket.Put(ctx, key, q.input); err != nil {
-		return missing("uploading %s: %w", key, err)
+		return command.Missingf("uploading %s: %w", key, err)
 	}
 	var last float64
 	moved := time.Now()
@@ -269,44 +268,24 @@ func (q *quickstart) load(ctx context.Context) error {
 			r := &q.result.Import
 			r.Object = key
 			if r.State == "failed" {
-				return usage("the import of %s failed: %s", filepath.Base(q.input), r.Error)
+				return command.Usagef("the import of %s failed: %s", filepath.Base(q.input), r.Error)
 			}
 			q.screen.done("%s rows, %s of them rejected with line number and reason (%s.rejects.csv); %s profile updates, %s events",
 				thousands(r.Rows), thousands(r.Rejected), path.Base(key), thousands(r.ProfileUpdates), thousands(r.Events))
 			return nil
 		}
-		rows := q.metric(ctx, 0, "importer_rows_total")
+		rows := process.Metric(ctx, http.DefaultClient, q.telemetry(0), "importer_rows_total")
 		if rows != last {
 			last, moved = rows, time.Now()
 		}
 		if time.Since(moved) > stallPatience {
-			return broken("the import of %s has not moved for %s; see %s", key, stallPatience, filepath.Join(q.logs(), "importer.log"))
+			return command.Brokenf("the import of %s has not moved for %s; see %s", key, stallPatience, filepath.Join(q.logs(), "importer.log"))
 		}
 		q.screen.progress(thousands(int64(rows)) + " rows")
 		if err := pause(ctx, 100*time.Millisecond); err != nil {
 			return err
 		}
 	}
-}
-
-// metric reads one number of a service's metrics, 0 if it cannot.
-func (q *quickstart) metric(ctx context.Context, service int, name string) float64 {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+q.telemetry(service)+"/metrics", nil)
-	if err != nil {
-		return 0
-	}
-	r, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0
-	}
-	defer r.Body.Close()
-	for lines := bufio.NewScanner(r.Body); lines.Scan(); {
-		if value, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
-			n, _ := strconv.ParseFloat(value, 64)
-			return n
-		}
-	}
-	return 0
 }
 
 // start starts the campaign.
@@ -352,13 +331,13 @@ func (q *quickstart) follow(ctx context.Context) error {
 	for !s.ended() {
 		var now runStatus
 		err := q.hikyaku.ask(ctx, &now, "status", q.result.RunID)
-		var f *failure
+		var f *command.Failure
 		switch {
 		case err == nil:
 			s = now
 		case ctx.Err() != nil:
 			return err
-		case errors.As(err, &f) && f.code == exitMissing:
+		case errors.As(err, &f) && f.Code == command.Missing:
 			// Somebody has killed the stack; it comes back.
 		default:
 			return err
@@ -367,7 +346,7 @@ func (q *quickstart) follow(ctx context.Context) error {
 			last, moved = s, time.Now()
 		}
 		if time.Since(moved) > stallPatience {
-			return errors.Join(broken("run %s has not moved for %s: %s", q.result.RunID, stallPatience, s.line()), q.takeBalance(ctx))
+			return errors.Join(command.Brokenf("run %s has not moved for %s: %s", q.result.RunID, stallPatience, s.line()), q.takeBalance(ctx))
 		}
 		q.screen.progress(s.line())
 		if !s.ended() {
@@ -380,7 +359,7 @@ func (q *quickstart) follow(ctx context.Context) error {
 		return err
 	}
 	if s.State != "finished" {
-		q.complain(broken("run %s ended as %s: %s", q.result.RunID, s.State, s.Note))
+		q.complain(command.Brokenf("run %s ended as %s: %s", q.result.RunID, s.State, s.Note))
 	}
 	q.screen.done("%s people, %s", thousands(s.Audience), rate(s.Requested, time.Since(began)))
 	return nil
@@ -397,11 +376,11 @@ func (q *quickstart) takeBalance(ctx context.Context) error {
 		return err
 	}
 	// Code 1 says that it does not balance; the counts are there all the same.
-	if e.Code > exitBroken {
-		return &failure{e.Code, errors.New(e.LastLine())}
+	if e.Code > command.Broken {
+		return command.Exit(e.Code, errors.New(e.LastLine()))
 	}
 	if err := json.Unmarshal([]byte(e.Stdout), &q.result); err != nil {
-		return broken("hikyaku balance --json did not answer with JSON: %w", err)
+		return command.Brokenf("hikyaku balance --json did not answer with JSON: %w", err)
 	}
 	return nil
 }
@@ -433,7 +412,7 @@ func (q *quickstart) read(ctx context.Context) error {
 		return err
 	}
 	q.complain(err)
-	if err := q.awaitFunnel(ctx, did); exitCode(err) > exitBroken {
+	if err := q.awaitFunnel(ctx, did); command.ExitCode(err) > command.Broken {
 		return err
 	} else if err != nil {
 		q.complain(err)
@@ -457,8 +436,8 @@ func (q *quickstart) classes(ctx context.Context) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.Code != exitDone {
-		return nil, &failure{e.Code, errors.New(e.LastLine())}
+	if e.Code != command.Done {
+		return nil, command.Exit(e.Code, errors.New(e.LastLine()))
 	}
 	classes := map[string]string{}
 	for dec := json.NewDecoder(strings.NewReader(e.Stdout)); ; {
@@ -466,7 +445,7 @@ func (q *quickstart) classes(ctx context.Context) (map[string]string, error) {
 		if err := dec.Decode(&m); errors.Is(err, io.EOF) {
 			return classes, nil
 		} else if err != nil {
-			return nil, broken("hikyaku sql --json did not answer with JSON: %w", err)
+			return nil, command.Brokenf("hikyaku sql --json did not answer with JSON: %w", err)
 		}
 		classes[strings.ReplaceAll(m.ID, "-", "")] = m.Class
 	}
@@ -502,13 +481,13 @@ func witness(since []reader.Delivery, classes map[string]string, atMostOnce bool
 	}
 	var errs []error
 	if absent > 0 {
-		errs = append(errs, broken("%d messages are said to be accepted, but the outbox does not have them", absent))
+		errs = append(errs, command.Brokenf("%d messages are said to be accepted, but the outbox does not have them", absent))
 	}
 	if unexpected > 0 {
-		errs = append(errs, broken("the outbox has %d messages that are said to be neither accepted nor uncertain", unexpected))
+		errs = append(errs, command.Brokenf("the outbox has %d messages that are said to be neither accepted nor uncertain", unexpected))
 	}
 	if copies > 0 && atMostOnce {
-		errs = append(errs, broken("the outbox has %d copies of messages that were to be sent at most once", copies))
+		errs = append(errs, command.Brokenf("the outbox has %d copies of messages that were to be sent at most once", copies))
 	}
 	return mails, int64(len(people)), errors.Join(errs...)
 }
@@ -525,7 +504,7 @@ func (q *quickstart) awaitFunnel(ctx context.Context, did reader.Did) error {
 			if now.Opened == int64(did.Opened) && now.Clicked == int64(did.Clicked) && now.Unsubscribed == int64(did.Unsubscribed) {
 				return nil
 			}
-			err = broken("the readers opened %d, clicked %d and unsubscribed %d, but ClickHouse counts %d, %d and %d",
+			err = command.Brokenf("the readers opened %d, clicked %d and unsubscribed %d, but ClickHouse counts %d, %d and %d",
 				did.Opened, did.Clicked, did.Unsubscribed, now.Opened, now.Clicked, now.Unsubscribed)
 		}
 		if time.Now().After(deadline) {
@@ -557,14 +536,14 @@ func (q *quickstart) show(ctx context.Context) error {
 	if !q.set("AWS_ENDPOINT_URL_S3") {
 		q.screen.line("Drop a file into:     %s", filepath.Join(q.shown(q.dropFolder()), filepath.FromSlash(path.Dir(q.result.Import.Object))))
 	}
-	command := q.shown(q.bin("hikyaku"))
-	q.screen.line("Try:                  %s explain %s %s", command, q.campaign, q.somebody(ctx, "excluded"))
-	q.screen.line("                      %s preview %s %s", command, q.campaign, q.somebody(ctx, "accepted"))
-	q.screen.line("                      %s sql \"SELECT class, count() FROM messages WHERE run_id = toUUID('%s') GROUP BY class\"", command, dashed(q.result.RunID))
+	program := q.shown(q.bin("hikyaku"))
+	q.screen.line("Try:                  %s explain %s %s", program, q.campaign, q.somebody(ctx, "excluded"))
+	q.screen.line("                      %s preview %s %s", program, q.campaign, q.somebody(ctx, "accepted"))
+	q.screen.line("                      %s sql \"SELECT class, count() FROM messages WHERE run_id = toUUID('%s') GROUP BY class\"", program, dashed(q.result.RunID))
 	q.screen.line("")
 	q.screen.done("done after %s altogether", seconds(time.Since(q.began)))
 	if !q.result.Balanced {
-		q.complaints = append(q.complaints, broken("run %s does not balance", q.result.RunID))
+		q.complaints = append(q.complaints, command.Brokenf("run %s does not balance", q.result.RunID))
 	}
 	return errors.Join(q.complaints...)
 }
