@@ -129,6 +129,7 @@ LEFT JOIN
     FROM engagement_label_rows FINAL
     WHERE classifier_version = (SELECT argMax(version, (put_at, version)) FROM classifier_rows)
 ) AS l ON l.run_id = t.run_id AND l.message_id = t.message_id AND l.engagement_id = t.engagement_id
+SETTINGS join_use_nulls = 0 -- whatever who asks has set; dbt sets it
 COMMENT 'Opens, clicks and unsubscribes, one row per hit, with who made it: a person, a machine, or who knows whom.';
 
 ALTER TABLE message_rows ADD COLUMN IF NOT EXISTS delivered_at SimpleAggregateFunction(min, Nullable(DateTime64(6, 'UTC'))) COMMENT 'first reported delivered' AFTER accepted_at;

@@ -71,7 +71,7 @@ CREATE VIEW IF NOT EXISTS message_steps
     requested_at       Nullable(DateTime64(6, 'UTC')) COMMENT 'admitted',
     excluded_at        Nullable(DateTime64(6, 'UTC')) COMMENT 'excluded',
     rendered_at        Nullable(DateTime64(6, 'UTC')) COMMENT 'rendered',
-    accepted_at        Nullable(DateTime64(6, 'UTC')) COMMENT 'first accepted by a provider',
+    accepted_at        Nullable(DateTime64(6, 'UTC')) COMMENT 'first sign that a provider took it: accepted, delivered, bounced or complained',
     delivered_at       Nullable(DateTime64(6, 'UTC')) COMMENT 'first reported delivered; many providers never say',
     bounced_at         Nullable(DateTime64(6, 'UTC')) COMMENT 'first reported undeliverable, after a provider had taken it',
     complained_at      Nullable(DateTime64(6, 'UTC')) COMMENT 'first reported as spam by the person',
@@ -112,7 +112,7 @@ CREATE OR REPLACE VIEW messages
     requested_at       Nullable(DateTime64(6, 'UTC')) COMMENT 'admitted',
     excluded_at        Nullable(DateTime64(6, 'UTC')) COMMENT 'excluded',
     rendered_at        Nullable(DateTime64(6, 'UTC')) COMMENT 'rendered',
-    accepted_at        Nullable(DateTime64(6, 'UTC')) COMMENT 'first accepted by a provider',
+    accepted_at        Nullable(DateTime64(6, 'UTC')) COMMENT 'first sign that a provider took it: accepted, delivered, bounced or complained',
     delivered_at       Nullable(DateTime64(6, 'UTC')) COMMENT 'first reported delivered; many providers never say',
     bounced_at         Nullable(DateTime64(6, 'UTC')) COMMENT 'first reported undeliverable, after a provider had taken it',
     complained_at      Nullable(DateTime64(6, 'UTC')) COMMENT 'first reported as spam by the person',
@@ -126,7 +126,7 @@ CREATE OR REPLACE VIEW messages
     clicked_raw_at     Nullable(DateTime64(6, 'UTC')) COMMENT 'first click by anybody, judged or not',
     unsubscribed_at    Nullable(DateTime64(6, 'UTC')) COMMENT 'first unsubscribe',
     last_outcome_at    Nullable(DateTime64(6, 'UTC')) COMMENT 'latest outcome',
-    ingested_at        DateTime64(3, 'UTC') COMMENT 'Kafka record time of what decides its class, latest'
+    ingested_at        DateTime64(3, 'UTC') COMMENT 'Kafka record time, latest'
 )
 AS SELECT
     m.run_id AS run_id, m.message_id AS message_id, m.campaign_id AS campaign_id, m.variant AS variant, m.step AS step, m.lane AS lane, m.channel AS channel,

@@ -18,7 +18,7 @@ CREATE VIEW IF NOT EXISTS goal_touches
 AS SELECT
     m.campaign_id AS campaign_id, m.run_id AS run_id, m.variant AS variant, m.channel AS channel, m.message_id AS message_id, m.user_id AS user_id,
     assumeNotNull(m.accepted_at) AS sent_at, e.event_id AS event_id, e.name AS event, e.occurred_at AS occurred_at,
-    multiIf(mapContains(e.prop_float, m.goal_revenue), e.prop_float[m.goal_revenue],
+    multiIf(m.goal_revenue = '', NULL, mapContains(e.prop_float, m.goal_revenue), e.prop_float[m.goal_revenue],
         mapContains(e.prop_int, m.goal_revenue), toFloat64(e.prop_int[m.goal_revenue]), NULL) AS revenue
 FROM
 (
@@ -55,7 +55,7 @@ CREATE VIEW IF NOT EXISTS conversions
     occurred_at    DateTime64(6, 'UTC') COMMENT 'when the person did it: not before sent_at, and not later than the goal allows',
     revenue        Nullable(Float64) COMMENT 'the property of the event that the campaign calls revenue; NULL without one that is a number',
     is_last        Bool COMMENT 'the last touch: of the messages of all campaigns whose window the event is in, the one sent last (of two at one moment, the greater message_id)',
-    complete_until DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
+    complete_until DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted; 1970 if that is not known'
 )
 AS SELECT
     campaign_id, run_id, variant, channel, message_id, user_id, sent_at, event_id, event, occurred_at, revenue,
@@ -100,14 +100,14 @@ FROM
     GROUP BY run_id, variant
 ) AS f
 LEFT JOIN (SELECT run_id, campaign_id, CAST(channel AS String) AS channel FROM run_rows FINAL) AS r ON r.run_id = f.run_id
-SETTINGS join_algorithm = 'full_sorting_merge,hash'
+SETTINGS join_algorithm = 'full_sorting_merge,hash', join_use_nulls = 0
 COMMENT 'Funnels counted from messages, whatever is kept of them; read funnel instead. Campaign and channel are the run''s.';
 
 CREATE TABLE IF NOT EXISTS funnel_rows
 (
     run_id             UUID COMMENT 'the run; zeros in the row that says up to when all runs were looked at',
     classifier_version UInt32 COMMENT 'version of the classifier that was in force',
-    complete_until     DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted',
+    complete_until     DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted',
     groups             Array(Tuple(campaign_id String, variant String, channel String, counts Array(UInt64))) COMMENT 'the rows of funnel_now'
 )
 ENGINE = ReplacingMergeTree(complete_until)
@@ -118,7 +118,7 @@ CREATE VIEW IF NOT EXISTS funnel_kept
 (
     run_id             UUID COMMENT 'the run; zeros in the row that says up to when all runs were looked at',
     classifier_version UInt32 COMMENT 'version of the classifier that was in force',
-    complete_until     DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted',
+    complete_until     DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted',
     groups             Array(Tuple(campaign_id String, variant String, channel String, counts Array(UInt64))) COMMENT 'the rows of funnel_now'
 )
 AS SELECT run_id, classifier_version, complete_until, groups
@@ -173,8 +173,9 @@ SELECT run_id FROM run_arrival_rows FINAL WHERE ingested_at > kept_until
 UNION DISTINCT
 SELECT run_id FROM run_rows WHERE ingested_at > kept_until
 UNION DISTINCT
-SELECT run_id
-FROM (SELECT run_id, as_of, finished_at, goal_event, goal_within_ms FROM run_rows FINAL WHERE goal_event != '') AS r
+SELECT r.run_id AS run_id
+FROM (SELECT run_id, as_of, goal_event, goal_within_ms FROM run_rows FINAL WHERE goal_event != '') AS r
+INNER JOIN (SELECT run_id, ingested_at FROM run_arrival_rows FINAL) AS a ON a.run_id = r.run_id -- no message was accepted later; it may be after the run ended
 INNER JOIN
 (
     SELECT CAST(name AS String) AS name, min(day) AS since, max(day) AS until
@@ -182,7 +183,7 @@ INNER JOIN
     WHERE ingested_at > kept_until
     GROUP BY name
 ) AS e ON e.name = r.goal_event
-WHERE e.until >= toDate32(r.as_of) AND (r.finished_at IS NULL OR e.since <= toDate32(assumeNotNull(r.finished_at) + toIntervalMillisecond(r.goal_within_ms)))
+WHERE e.until >= toDate32(r.as_of) AND e.since <= toDate32(a.ingested_at + toIntervalMillisecond(r.goal_within_ms))
 COMMENT 'Runs of which something came since funnels were last kept.';
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS funnel_rows_from_messages
@@ -223,7 +224,7 @@ CREATE OR REPLACE VIEW funnel
     clicked_machine UInt64 COMMENT 'messages of which a machine followed a link',
     opened_unknown  UInt64 COMMENT 'messages opened by who knows whom',
     clicked_unknown UInt64 COMMENT 'messages of which who knows who followed a link',
-    complete_until  DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
+    complete_until  DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted; 1970 if that is not known'
 )
 AS WITH (SELECT groupArray(run_id) FROM funnel_stale) AS stale -- asked once
 SELECT campaign_id, run_id, variant, channel,

@@ -1,4 +1,5 @@
 -- What analysts ask most. Days are UTC; opens and clicks are by people unless a column says otherwise; nothing here is kept, so late events restate it.
+-- What was done with test mails, which are of no run, is counted nowhere.
 
 CREATE VIEW IF NOT EXISTS campaign_daily
 (
@@ -16,7 +17,7 @@ CREATE VIEW IF NOT EXISTS campaign_daily
     complained      UInt64 COMMENT 'messages reported as spam that day',
     opened_machine  UInt64 COMMENT 'messages that a machine opened for the first time that day',
     clicked_machine UInt64 COMMENT 'messages of which a machine followed a link for the first time that day',
-    complete_until  DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
+    complete_until  DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted; 1970 if that is not known'
 )
 AS SELECT toDate(happened.2) AS day, campaign_id, channel,
     countIf(happened.1 = 1) AS requested, countIf(happened.1 = 2) AS accepted, countIf(happened.1 = 3) AS delivered,
@@ -50,7 +51,7 @@ CREATE VIEW IF NOT EXISTS links
     clicks_unknown   UInt64 COMMENT 'clicks by who knows whom, and those that are not judged yet',
     first_clicked_at Nullable(DateTime64(6, 'UTC')) COMMENT 'first click by a person',
     last_clicked_at  Nullable(DateTime64(6, 'UTC')) COMMENT 'last click by a person',
-    complete_until   DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
+    complete_until   DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted; 1970 if that is not known'
 )
 AS SELECT campaign_id, run_id, variant, channel, url,
     uniqExactIf(message_id, label = 'human') AS messages, countIf(label = 'human') AS clicks, countIf(label = 'machine') AS clicks_machine,
@@ -58,7 +59,7 @@ AS SELECT campaign_id, run_id, variant, channel, url,
     minIf(toNullable(occurred_at), label = 'human') AS first_clicked_at, maxIf(toNullable(occurred_at), label = 'human') AS last_clicked_at,
     assumeNotNull((SELECT complete_until FROM freshness)) AS complete_until
 FROM engagements
-WHERE kind = 'clicked'
+WHERE kind = 'clicked' AND run_id IN (SELECT run_id FROM run_rows)
 GROUP BY campaign_id, run_id, variant, channel, url
 COMMENT 'Links that were followed, one row per campaign, run, variant, channel and address.';
 
@@ -74,7 +75,7 @@ CREATE VIEW IF NOT EXISTS time_to_open
     within_1h      UInt64 COMMENT 'of them, opened within an hour',
     within_24h     UInt64 COMMENT 'of them, opened within 24 hours',
     within_7d      UInt64 COMMENT 'of them, opened within seven days',
-    complete_until DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
+    complete_until DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted; 1970 if that is not known'
 )
 AS SELECT campaign_id, run_id, variant, channel, count() AS opened,
     quantileExactLow(0.5)(taken) / 1e6 AS seconds_p50, quantileExactLow(0.9)(taken) / 1e6 AS seconds_p90,
@@ -101,7 +102,7 @@ FROM events
 UNION ALL
 SELECT user_id, occurred_at, CAST(kind AS String) AS name, toNullable(message_id) AS message_id
 FROM engagements
-WHERE label = 'human' AND kind IN ('opened', 'clicked')
+WHERE label = 'human' AND kind IN ('opened', 'clicked') AND run_id IN (SELECT run_id FROM run_rows)
 COMMENT 'Everything people did: their events, and their opens and clicks.';
 
 CREATE VIEW IF NOT EXISTS cohorts
@@ -110,7 +111,7 @@ CREATE VIEW IF NOT EXISTS cohorts
     week           UInt32 COMMENT 'whole weeks after a person''s first message: 0 is the seven days that begin with it',
     cohort_people  UInt64 COMMENT 'people in the cohort',
     active_people  UInt64 COMMENT 'of them, those who did something in that week: an event, an open or a click',
-    complete_until DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
+    complete_until DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted; 1970 if that is not known'
 )
 AS WITH
 first_messages AS (SELECT user_id, assumeNotNull(min(accepted_at)) AS first_at FROM message_steps WHERE class = 'accepted' GROUP BY user_id),
@@ -136,7 +137,7 @@ CREATE VIEW IF NOT EXISTS account_activity
     accepted       UInt64 COMMENT 'messages to its people that a provider took',
     opens          UInt64 COMMENT 'opens by its people',
     clicks         UInt64 COMMENT 'clicks by its people',
-    complete_until DateTime64(3, 'UTC') COMMENT 'everything that had happened by this moment is counted; 1970 if that is not known'
+    complete_until DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted; 1970 if that is not known'
 )
 AS SELECT p.account_id AS account_id, toDate(d.occurred_at) AS day, uniqExactIf(d.user_id, d.what != 'accepted') AS people,
     countIf(d.what = 'event') AS events, countIf(d.what = 'accepted') AS accepted, countIf(d.what = 'opened') AS opens, countIf(d.what = 'clicked') AS clicks,
@@ -152,4 +153,5 @@ FROM
 ) AS d
 LEFT JOIN (SELECT user_id, account_id FROM profiles) AS p ON p.user_id = d.user_id
 GROUP BY account_id, day
+SETTINGS join_use_nulls = 0
 COMMENT 'What the people of an account did and were sent, per account and day.';

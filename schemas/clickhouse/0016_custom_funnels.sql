@@ -45,6 +45,7 @@ FROM
 ) AS f
 ARRAY JOIN arrayEnumerate(names) AS position
 GROUP BY campaign_id, run_id, variant, channel, position
+SETTINGS join_use_nulls = 0
 COMMENT 'message_funnel(steps = [''delivered'', ''clicked'', ''purchase''], within_ms = 604800000, campaign = ''thanks-2011''): how many messages got how far, step by step and in order, per campaign, run, variant and channel. Steps of messages (requested, accepted, delivered, opened, clicked; the last two by people) come first, then names of events. Of every campaign if campaign is empty.';
 
 CREATE VIEW IF NOT EXISTS event_funnel

@@ -126,7 +126,7 @@ func Catalogue() []Topic {
 		{Name: Definitions, Record: "Definition", Key: "kind/id@version, kind/id", Cleanup: Compact, Retain: Forever,
 			Writers: []string{Console, Importer}, TableOf: []string{Importer, Resolver, Renderer, Console}},
 		{Name: Imports, Record: "Import", Key: "import_id", Cleanup: Compact, Retain: Forever,
-			Writers: []string{Importer, Console}, Readers: []Group{GroupSink}, TableOf: []string{Importer, Console}},
+			Writers: []string{Importer, Console}, Readers: []Group{GroupSink}, TableOf: []string{Importer, Collector, Console}},
 		{Name: ImportRejects, Record: "ImportReject", Key: "import_id", Cleanup: Log, Retain: 30 * day,
 			Writers: []string{Importer}, TableOf: []string{Importer}},
 		{Name: Exports, Record: "Export", Key: "export_id", Cleanup: Compact, Retain: Forever,

@@ -37,6 +37,7 @@ type Service struct {
 
 	conn     *clickhouse.Conn // sink
 	erasures *kafka.Table     // sink
+	imports  *kafka.Table     // sink
 	sink     *sink.Sink       // sink
 	progress *sink.Progress   // sink
 	// sink: every version, the one to go by last
@@ -89,6 +90,19 @@ func (s *Service) sinkInto(conn *clickhouse.Conn) {
 	})
 	s.conn, s.sink = conn, sink.New(s.cluster, conn, s.tel.Registry, s.classifiers...)
 	s.sink.LeaveOut(erased, s.erasures.CaughtUp)
+	s.imports = s.cluster.Table([]topic.Name{topic.Imports}, func(r *kgo.Record) error {
+		if r.Value == nil {
+			return nil
+		}
+		i := new(event.Import)
+		if err := s.cluster.Decode(r, i); fault.ClassOf(err) == fault.ClassPoison {
+			return nil // the loop parks it
+		} else if err != nil {
+			return err
+		}
+		s.sink.Undone().Put(i)
+		return nil
+	})
 	s.progress = sink.NewProgress(s.cluster, conn, s.tel.Registry, s.tel.Log)
 }
 
@@ -154,11 +168,23 @@ func (s *Service) runSink(ctx context.Context) error {
 	measured := make(chan struct{})
 	go func() { defer close(measured); s.progress.Run(watch) }()
 	defer func() { stop(); <-measured }()
-	// The table outlives the loop, which asks it until its last batch is done.
+	// The tables outlive the loop, which asks them until its last batch is done.
 	reading, end := context.WithCancel(context.WithoutCancel(ctx))
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.erasures.Run(reading) })
-	g.Go(func() error { defer end(); return s.sinkLoop(ctx) })
+	g.Go(func() error { return s.imports.Run(reading) })
+	g.Go(func() error {
+		defer end()
+		// Once is enough: an import is undone after the group has passed its events, so only
+		// who begins anew may meet them again.
+		if err := s.imports.CaughtUpStable(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("reading which imports were undone: %w", err)
+		}
+		return s.sinkLoop(ctx)
+	})
 	return g.Wait()
 }
 

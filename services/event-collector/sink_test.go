@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
@@ -38,6 +39,7 @@ type stage struct {
 	conn    *clickhouse.Conn
 	service *Service
 	tel     *telemetry.Telemetry
+	stop    func()
 
 	spoolDir string
 }
@@ -53,24 +55,52 @@ func startSink(t *testing.T, away *switchable) *stage {
 	}
 	into, err := clickhouse.Open(at, s.conn.Database())
 	require.NoError(t, err)
-	s.tel = kafkatest.Telemetry(t, topic.Collector)
 	// Not a sink's: an intake may run beside it.
 	s.spoolDir = t.TempDir()
 	left, err := spool.Open(spool.Options{Dir: s.spoolDir, Label: k.Config().Namespace, Owner: "event-collector-0", MaxBytes: 1 << 20})
 	require.NoError(t, err)
 	require.NoError(t, left.Append(t.Context(), spool.Entry{Topic: topic.Events, Key: "u", Record: &event.Event{EventID: "e", UserID: "u", Name: "x"}}))
 	require.NoError(t, left.Close())
-	s.service, err = New(Config{Kafka: k.Config(), ClickHouse: at, Spool: SpoolConfig{Dir: s.spoolDir, MaxMiB: 1}, Sink: SinkConfig{Linger: 20 * time.Millisecond, BatchRecords: 20000, BatchMiB: 32}}, s.tel)
-	require.NoError(t, err)
+	s.start(at, into)
+	t.Cleanup(func() { s.stop() })
+	return s
+}
+
+func (s *stage) start(at clickhouse.Config, into *clickhouse.Conn) {
+	var err error
+	s.tel = kafkatest.Telemetry(s.t, topic.Collector)
+	s.service, err = New(Config{Kafka: s.Config(), ClickHouse: at, Spool: SpoolConfig{Dir: s.spoolDir, MaxMiB: 1}, Sink: SinkConfig{Linger: 20 * time.Millisecond, BatchRecords: 20000, BatchMiB: 32}}, s.tel)
+	require.NoError(s.t, err)
 	s.service.sinkInto(into)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.service.Run(ctx) }()
-	t.Cleanup(func() {
+	s.stop = func() {
 		cancel()
-		require.NoError(t, <-ended, "a sink that is told to stop stops in good order")
-	})
-	return s
+		require.NoError(s.t, <-ended, "a sink that is told to stop stops in good order")
+	}
+}
+
+// rewind stops the sink, and starts one that reads everything from the beginning.
+func (s *stage) rewind() {
+	s.t.Helper()
+	s.stop()
+	s.stop = func() {}
+	group := topic.GroupSink.In(s.Config().Namespace)
+	// Its name is kept for it until the session ends.
+	left, err := s.Admin().LeaveGroup(s.t.Context(), kadm.LeaveGroup(group).InstanceIDs(topic.Collector+"-0"))
+	require.NoError(s.t, err)
+	require.NoError(s.t, left.Error())
+	offsets := kadm.Offsets{}
+	for name, partitions := range s.Committed(s.t, topic.GroupSink) {
+		for p := range partitions {
+			offsets.AddOffset(name.In(s.Config().Namespace), p, 0, -1)
+		}
+	}
+	require.NoError(s.t, s.Admin().CommitAllOffsets(s.t.Context(), group, offsets))
+	into, err := clickhouse.Open(clickhousetest.Config(s.t), s.conn.Database())
+	require.NoError(s.t, err)
+	s.start(clickhousetest.Config(s.t), into)
 }
 
 // switchable stands before ClickHouse and hangs up while it is off.
@@ -355,7 +385,15 @@ func TestTheEventsOfAnUndoneImportAreGoneAndMayComeAgain(t *testing.T) {
 	s.Produce(t, seen("u1", "e1", other))
 	s.waitUntilSunk()
 	require.NoError(t, s.conn.Exec(t.Context(), "OPTIMIZE TABLE event_rows FINAL"))
-	require.Equal(t, []string{"u1 e1 import:" + other.String(), "u1 e2 import:" + other.String(), "u1 e3 api:web"}, stored())
+	mended := []string{"u1 e1 import:" + other.String(), "u1 e2 import:" + other.String(), "u1 e3 api:web"}
+	require.Equal(t, mended, stored())
+
+	// Whoever reads everything again meets the events behind the word that they are undone.
+	s.rewind()
+	s.waitUntilSunk()
+	s.Produce(t, seen("u3", "e1", importID))
+	s.waitUntilSunk()
+	require.Equal(t, mended, stored())
 }
 
 var views = []string{"imports", "events", "profiles", "segment_members", "outcomes", "engagements", "message_inputs", "messages", "runs", "run_shards", "run_counters", "run_balance", "run_counts", "funnel",

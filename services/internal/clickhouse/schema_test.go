@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -141,6 +143,37 @@ func TestEveryTableViewAndColumnIsExplained(t *testing.T) {
 	}
 }
 
+// The embedded engine has no users, but it reads what makes them; and of a limit that may be
+// lowered to 0, which is none, nothing is left.
+func TestTheAnalystsUserIsWrittenAsTheEngineReadsItAndItsLimitsHold(t *testing.T) {
+	t.Parallel()
+	c, err := clickhouse.Open(clickhousetest.Config(t), "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	text, err := os.ReadFile("../../../deploy/clickhouse/analyst.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := 0
+	for statement := range strings.SplitSeq(regexp.MustCompile(`--.*`).ReplaceAllString(string(text), ""), ";") {
+		if strings.TrimSpace(statement) == "" {
+			continue
+		}
+		read++
+		as := one[string](t, c, "SELECT formatQuery({s:String})", ch.Named("s", statement))
+		for _, limit := range regexp.MustCompile(`max_\w+ = \d+[^,]*`).FindAllString(as, -1) {
+			if !strings.Contains(limit, " MIN ") && !strings.Contains(limit, " CONST") {
+				t.Errorf("%s: 0 would lift it", limit)
+			}
+		}
+	}
+	if read < 8 {
+		t.Errorf("%d statements", read)
+	}
+}
+
 func TestEveryTableHasAViewThatDropsCopies(t *testing.T) {
 	t.Parallel()
 	c := clickhousetest.Open(t)
@@ -265,6 +298,7 @@ func TestRepetitionOrderAndCutOfInsertsChangeNoView(t *testing.T) {
 			t.Errorf("a merge changed %s: %s", view, firstDifference(before[view], after))
 		}
 	}
+	t.Run("and whatever is set where they are read", func(t *testing.T) { sameWhateverIsSet(t, once) })
 }
 
 func firstDifference(a, b []string) string {
@@ -279,6 +313,26 @@ func firstDifference(a, b []string) string {
 		}
 	}
 	return "nothing"
+}
+
+// Tools ask with settings of their own: dbt lets joins make NULLs, and whoever works in
+// Tokyo may have set that. A view says the same to everybody.
+func sameWhateverIsSet(t *testing.T, c *clickhouse.Conn) {
+	// Somebody of no run, no profile and no label, so that every join misses something.
+	insert(t, c, []tableRow{{"engagement_rows", row{"engagement_id": id("e"), "message_id": id("m"), "user_id": "nobody", "kind": "clicked", "ingested_at": day0}},
+		{"event_rows", row{"event_id": "e", "user_id": "nobody", "name": "visit", "occurred_at": day0, "ingested_at": day0}},
+		{"run_rows", row{"run_id": id("run", "nothing came of"), "campaign_id": "winter", "ingested_at": day0}}})
+	var each []string
+	for _, view := range append(views(t, c), "message_funnel(steps = ['accepted', 'clicked', 'purchase'], within_ms = 3600000, campaign = '')", "event_funnel(steps = ['visit', 'purchase'], within_ms = 3600000)") {
+		each = append(each, "SELECT concatWithSeparator(' ', '"+strings.ReplaceAll(view, "'", "")+"', count(), groupBitXor(sipHash64(formatRow('JSONEachRow', *)))) AS line FROM "+view)
+	}
+	answers := func(settings string) []string {
+		return one[[]string](t, c, "SELECT arraySort(groupArray(line)) FROM ("+strings.Join(each, " UNION ALL ")+") SETTINGS "+settings)
+	}
+	want := answers("join_use_nulls = 0")
+	if got := answers("join_use_nulls = 1, session_timezone = 'Asia/Tokyo', transform_null_in = 1"); len(want) < 25 || !slices.Equal(got, want) {
+		t.Error(firstDifference(want, got))
+	}
 }
 
 type outcome struct {
@@ -573,8 +627,26 @@ func TestTheFunnelCountsMessages(t *testing.T) {
 	hit(0, "clicked", "human", 1)
 	hit(3, "clicked", "machine", 3)
 	hit(1, "unsubscribed", "human", 2)
+	// Somebody tries a test mail: it belongs to no run.
+	tried := row{"engagement_id": id("tried"), "message_id": id("test mail"), "run_id": uuid.UUID{}, "campaign_id": "autumn", "user_id": "u0", "channel": "email", "kind": "clicked",
+		"occurred_at": day0.Add(-24 * time.Hour), "ingested_at": day0}
+	rows = append(rows, tableRow{"engagement_rows", tried}, tableRow{"engagement_label_rows", row{"classifier_version": uint32(1), "engagement_id": tried["engagement_id"],
+		"message_id": tried["message_id"], "run_id": tried["run_id"], "kind": "clicked", "label": "human", "occurred_at": tried["occurred_at"], "ingested_at": day0}})
 	rows = append(rows, tableRow{"classifier_rows", row{"version": uint32(1), "put_at": day0}})
 	insert(t, c, append(rows, rows...))
+	for question, want := range map[string]uint64{
+		"SELECT sum(clicked) FROM funnel":                              2,
+		"SELECT count() FROM messages":                                 9,
+		"SELECT sum(clicked) FROM campaign_daily":                      2,
+		"SELECT sum(clicks) FROM links":                                3,
+		"SELECT countIf(name = 'clicked') FROM activity":               3,
+		"SELECT sum(clicks) FROM account_activity":                     3,
+		"SELECT count() FROM engagements WHERE campaign_id = 'autumn'": 16,
+	} {
+		if got := one[uint64](t, c, question); got != want {
+			t.Errorf("%s: %d, not %d: a test mail is counted, or something else is not", question, got, want)
+		}
+	}
 	got := one[string](t, c, "SELECT toString((campaign_id, variant, channel, requested, rendered, accepted, opened, clicked, unsubscribed, opened_machine, clicked_machine)) FROM funnel WHERE run_id = {run:UUID}", ch.Named("run", run.String()))
 	if want := "('autumn','','email',7,6,4,2,2,1,1,1)"; got != want {
 		t.Errorf("got %s, want %s", got, want)

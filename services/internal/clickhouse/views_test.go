@@ -3,6 +3,7 @@ package clickhouse_test
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -64,6 +65,7 @@ type world struct {
 	hits     []aHit
 	events   []anEvent
 	goals    map[uuid.UUID]aGoal
+	accounts map[string]string // of people
 	rows     []tableRow
 }
 
@@ -71,7 +73,7 @@ type world struct {
 func aMoment(rng *rand.Rand) time.Time { return day0.Add(time.Duration(rng.IntN(60)) * time.Hour) }
 
 func aWorld(rng *rand.Rand, name string) *world {
-	w := &world{goals: map[uuid.UUID]aGoal{}}
+	w := &world{goals: map[uuid.UUID]aGoal{}, accounts: map[string]string{}}
 	offset := int64(0)
 	add := func(table string, r row) {
 		for range 1 + rng.IntN(2) { // copies
@@ -85,10 +87,10 @@ func aWorld(rng *rand.Rand, name string) *world {
 	}
 	people := []string{name + "u0", name + "u1", name + "u2", name + "u3", name + "u4", name + "u5", name + "u6"}
 	goals := []aGoal{{"purchase", 5 * time.Hour, "price"}, {"purchase", 20 * time.Hour, ""}, {"signup", 10 * time.Hour, "price"}, {}}
-	for r := range 4 {
-		run, goal, campaign := id("run", name, r), goals[rng.IntN(len(goals))], name+[]string{"autumn", "winter"}[rng.IntN(2)]
+	for r := range goals {
+		run, goal, campaign := id("run", name, r), goals[r], name+[]string{"autumn", "winter"}[rng.IntN(2)]
 		w.goals[run] = goal
-		w.rows = append(w.rows, tableRow{"run_rows", row{"run_id": run, "campaign_id": campaign, "channel": "email", "as_of": day0, "goal_event": goal.event, "goal_within_ms": goal.within.Milliseconds(),
+		w.rows = append(w.rows, tableRow{"run_rows", row{"run_id": run, "campaign_id": campaign, "channel": "email", "as_of": day0, "finished_at": day0.Add(60 * time.Hour), "goal_event": goal.event, "goal_within_ms": goal.within.Milliseconds(),
 			"goal_revenue": goal.revenue, "ingested_at": day0, "kafka_offset": int64(r)}})
 		for _, user := range people {
 			m := &aMessage{campaign: campaign, variant: []string{"a", "b"}[rng.IntN(2)], user: user, run: run, id: id(run, user), first: map[string]time.Time{}}
@@ -129,19 +131,31 @@ func aWorld(rng *rand.Rand, name string) *world {
 			}
 		}
 	}
-	for i := range 40 {
+	for i := range 60 {
 		w.event(rng, name, i, people[rng.IntN(len(people))], add)
+	}
+	// Of some there is no profile, and one was deleted.
+	for i, account := range []string{"acme", "acme", "zeta", "", "acme"} {
+		profile := row{"user_id": people[i], "revision": int64(1), "account_id": account, "deleted": i == 4, "attr_string": map[string]string{}}
+		add("profile_rows", profile)
+		if i < 4 {
+			w.accounts[people[i]] = account
+		}
 	}
 	return w
 }
 
 func (w *world) event(rng *rand.Rand, name string, i int, user string, add func(string, row)) {
 	e := anEvent{id: fmt.Sprint(name, "e", i), user: user, name: []string{"view", "cart", "purchase", "signup"}[rng.IntN(4)], at: aMoment(rng)}
-	r := row{"event_id": e.id, "user_id": e.user, "name": e.name, "occurred_at": e.at, "prop_float": map[string]float64{}, "prop_int": map[string]int64{}}
+	r := row{"event_id": e.id, "user_id": e.user, "name": e.name, "occurred_at": e.at, "prop_float": map[string]float64{"": 99}, "prop_int": map[string]int64{}}
+	if i >= 40 { // some weeks later
+		e.at = e.at.AddDate(0, 0, 7*(1+rng.IntN(3)))
+		r["occurred_at"] = e.at
+	}
 	price := float64(rng.IntN(100)) / 4
 	switch rng.IntN(3) {
 	case 0:
-		e.price, r["prop_float"] = &price, map[string]float64{"price": price}
+		e.price, r["prop_float"] = &price, map[string]float64{"": 99, "price": price}
 	case 1:
 		price = float64(int(price))
 		e.price, r["prop_int"] = &price, map[string]int64{"price": int64(price)}
@@ -302,7 +316,7 @@ func (w *world) daily() []string {
 	count := func(m *aMessage, column int, at time.Time) {
 		key := at.Format(time.DateOnly) + "|" + m.campaign
 		if groups[key] == nil {
-			groups[key] = make([]uint64, 6)
+			groups[key] = make([]uint64, 11)
 		}
 		groups[key][column]++
 	}
@@ -310,13 +324,16 @@ func (w *world) daily() []string {
 		if m.excluded {
 			continue
 		}
-		if at, ok := m.first["requested"]; ok {
-			count(m, 0, at)
+		for column, name := range map[int]string{0: "requested", 2: "delivered", 7: "bounced", 8: "complained"} {
+			if at, ok := m.first[name]; ok {
+				count(m, column, at)
+			}
 		}
 		if at, ok := m.accepted(); ok {
 			count(m, 1, at)
 		}
-		for column, hits := range [][]time.Time{2: m.hits(w, "opened", "human"), 3: m.hits(w, "clicked", "human"), 5: m.hits(w, "opened", "machine")} {
+		for column, hits := range map[int][]time.Time{3: m.hits(w, "opened", "human"), 4: m.hits(w, "clicked", "human"), 6: m.hits(w, "unsubscribed", ""),
+			9: m.hits(w, "opened", "machine"), 10: m.hits(w, "clicked", "machine")} {
 			if len(hits) > 0 {
 				count(m, column, hits[0])
 			}
@@ -328,14 +345,92 @@ func (w *world) daily() []string {
 			}
 		}
 		if len(goals) > 0 {
-			count(m, 4, slices.MinFunc(goals, time.Time.Compare))
+			count(m, 5, slices.MinFunc(goals, time.Time.Compare))
 		}
 	}
 	return lines(groups)
 }
 
-const dailyLines = `concatWithSeparator('|', toString(day), campaign_id, requested, accepted, opened, clicked, converted, opened_machine) FROM campaign_daily
-WHERE requested + accepted + opened + clicked + converted + opened_machine > 0`
+const dailyLines = `concatWithSeparator('|', toString(day), campaign_id, requested, accepted, delivered, opened, clicked, converted, unsubscribed, bounced, complained, opened_machine,
+clicked_machine) FROM campaign_daily`
+
+// did is something that a person did, or a message that a provider took.
+type did struct {
+	user, what string
+	at         time.Time
+}
+
+func (w *world) activity() (all []did) {
+	for _, e := range w.events {
+		all = append(all, did{e.user, "event", e.at})
+	}
+	for _, h := range w.hits {
+		if h.label == "human" && h.kind != "unsubscribed" {
+			all = append(all, did{h.m.user, h.kind, h.at})
+		}
+	}
+	return all
+}
+
+func (w *world) sent() (all []did) {
+	for _, m := range w.messages {
+		if at, ok := m.accepted(); ok {
+			all = append(all, did{m.user, "accepted", at})
+		}
+	}
+	return all
+}
+
+func (w *world) cohorts() (all []string) {
+	first := map[string]time.Time{}
+	for _, m := range w.sent() {
+		if at, ok := first[m.user]; !ok || m.at.Before(at) {
+			first[m.user] = m.at
+		}
+	}
+	people := map[string]int{}
+	monday := func(user string) string {
+		at := first[user]
+		return at.AddDate(0, 0, -(int(at.Weekday())+6)%7).Format(time.DateOnly)
+	}
+	for user := range first {
+		people[monday(user)]++
+	}
+	active := map[string]map[string]bool{}
+	for _, d := range w.activity() {
+		if since, ok := first[d.user]; ok && !d.at.Before(since) {
+			key := fmt.Sprintf("%s|%d|%d", monday(d.user), d.at.Sub(since)/(7*24*time.Hour), people[monday(d.user)])
+			if active[key] == nil {
+				active[key] = map[string]bool{}
+			}
+			active[key][d.user] = true
+		}
+	}
+	for key, who := range active {
+		all = append(all, fmt.Sprintf("%s|%d", key, len(who)))
+	}
+	return all
+}
+
+const cohortLines = `concatWithSeparator('|', toString(cohort_week), week, cohort_people, active_people) FROM cohorts`
+
+func (w *world) accountActivity() []string {
+	groups, seen := map[string][]uint64{}, map[string]bool{}
+	for _, d := range append(w.activity(), w.sent()...) {
+		key := w.accounts[d.user] + "|" + d.at.Format(time.DateOnly)
+		if groups[key] == nil {
+			groups[key] = make([]uint64, 5)
+		}
+		if who := key + d.user; d.what != "accepted" && !seen[who] {
+			seen[who] = true
+			groups[key][0]++
+		}
+		groups[key][map[string]int{"event": 1, "accepted": 2, "opened": 3, "clicked": 4}[d.what]]++
+	}
+	return lines(groups)
+}
+
+const accountLines = `concatWithSeparator('|', account_id, toString(day), people, events, accepted, opens, clicks) FROM account_activity`
 
 // thing is what may reach a step of a funnel.
 type thing struct {
@@ -445,7 +540,7 @@ func TestWhatAnalystsReadIsWhatTheRecordsSay(t *testing.T) {
 	c := clickhousetest.Open(t)
 	insert(t, c, []tableRow{{"classifier_rows", row{"version": uint32(1), "put_at": day0}}, {"classifier_rows", row{"version": uint32(2), "put_at": day0.Add(time.Hour)}}})
 	var all world
-	all.goals = map[uuid.UUID]aGoal{}
+	all.goals, all.accounts = map[uuid.UUID]aGoal{}, map[string]string{}
 	for seed := range uint64(3) {
 		rng := rand.New(rand.NewPCG(seed, 5))
 		w := aWorld(rng, fmt.Sprint("w", seed))
@@ -453,9 +548,8 @@ func TestWhatAnalystsReadIsWhatTheRecordsSay(t *testing.T) {
 		slices.SortStableFunc(w.rows, func(a, b tableRow) int { return cmp.Compare(a.table, b.table) })
 		insert(t, c, w.rows)
 		all.messages, all.hits, all.events = append(all.messages, w.messages...), append(all.hits, w.hits...), append(all.events, w.events...)
-		for run, goal := range w.goals {
-			all.goals[run] = goal
-		}
+		maps.Copy(all.goals, w.goals)
+		maps.Copy(all.accounts, w.accounts)
 	}
 	check := func(when string) {
 		t.Helper()
@@ -476,6 +570,8 @@ func TestWhatAnalystsReadIsWhatTheRecordsSay(t *testing.T) {
 		same("links", named(linkLines), all.links())
 		same("time_to_open", named(openLines), all.timeToOpen())
 		same("campaign_daily", named(dailyLines), all.daily())
+		same("cohorts", named(cohortLines), all.cohorts())
+		same("account_activity", named(accountLines), all.accountActivity())
 		for _, steps := range [][]string{{"delivered", "clicked", "cart", "purchase"}, {"opened", "clicked", "clicked"}, {"accepted", "purchase", "purchase", "view"}, {"opened", "opened", "opened"}} {
 			same(fmt.Sprint("message_funnel of ", steps), "concatWithSeparator('|', campaign_id, toString(run_id), variant, channel, position, step, messages) AS line FROM message_funnel(steps = {steps:Array(String)}, within_ms = {within:Int64}, campaign = '')",
 				all.messageFunnel(steps, 12*time.Hour), ch.Named("steps", steps), ch.Named("within", (12*time.Hour).Milliseconds()))
@@ -548,6 +644,19 @@ func TestWhatAnalystsReadIsWhatTheRecordsSay(t *testing.T) {
 	if got := one[time.Time](t, c, "SELECT max(complete_until) FROM funnel"); !got.Equal(later.Add(time.Hour)) {
 		t.Errorf("complete until %s", got)
 	}
+	// Long after its run had ended a message turns out to have been delivered, and then its goal is reached.
+	like := all.messages[slices.IndexFunc(all.messages, func(m *aMessage) bool { return all.goals[m.run].event != "" })]
+	at := day0.AddDate(0, 0, 10)
+	m, goal := &aMessage{campaign: like.campaign, variant: like.variant, user: "at last", run: like.run, id: id("at last"), first: map[string]time.Time{"delivered": at}}, all.goals[like.run]
+	all.messages = append(all.messages, m)
+	insert(t, c, []tableRow{{"outcome_rows", row{"outcome_id": id(m.id, "delivered"), "message_id": m.id, "run_id": m.run, "campaign_id": m.campaign, "variant": m.variant, "user_id": m.user,
+		"channel": "email", "outcome": "delivered", "attempt": int32(1), "occurred_at": at, "ingested_at": at}}})
+	complete(at.Add(10 * time.Minute))
+	keep()
+	reached := anEvent{id: "at last", user: m.user, name: goal.event, at: at.Add(goal.within)}
+	all.events = append(all.events, reached)
+	insert(t, c, []tableRow{{"event_rows", row{"event_id": reached.id, "user_id": reached.user, "name": reached.name, "occurred_at": reached.at, "ingested_at": reached.at}}})
+	check("with a late delivery and its goal")
 	// Another version of the classifier is put in force: nothing that was kept holds.
 	insert(t, c, []tableRow{{"classifier_rows", row{"version": uint32(3), "put_at": day0.Add(2 * time.Hour)}}})
 	for i := range all.hits {

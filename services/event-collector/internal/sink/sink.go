@@ -14,9 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	schema "github.com/hikyaku/hikyaku/schemas/clickhouse"
 	"github.com/hikyaku/hikyaku/schemas/event"
-	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/classify"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
@@ -53,44 +51,6 @@ type store interface {
 	forget()
 }
 
-// importRows is the table of imports, and what follows from one being undone.
-type importRows struct {
-	*table[event.Import, *event.Import]
-	undone *undoneEvents
-}
-
-func (t *importRows) read(source Source, name topic.Name, r *kgo.Record) error {
-	if err := t.table.read(source, name, r); err != nil {
-		return err
-	}
-	if i := &t.rec; i.State == "undone" && i.Events > 0 {
-		t.undone.imports = append(t.undone.imports, i.ImportID)
-	}
-	return nil
-}
-
-// undoneEvents are the events of imports that have been undone, to be removed. A mark on
-// them would not do: of two copies of an event the first is kept, and the next import of a
-// mended file may have the same. Once more is harmless.
-type undoneEvents struct{ imports []identity.ID }
-
-func (u *undoneEvents) String() string { return "event_rows, removed" }
-
-func (u *undoneEvents) forget() { u.imports = nil }
-
-func (u *undoneEvents) flush(ctx context.Context, db Database) (int, error) {
-	for _, id := range u.imports {
-		// It returns when they are gone from every part.
-		if err := db.Exec(ctx, "DELETE FROM event_rows WHERE source = ? SETTINGS lightweight_deletes_sync = 1", "import:"+id.String()); err != nil {
-			return 0, err
-		}
-	}
-	if len(u.imports) == 0 {
-		return 0, nil
-	}
-	return 0, schema.ForgetFunnels(func(query string) error { return db.Exec(ctx, query) })
-}
-
 // share is one of the parts that a batch is worked on in at the same time, with tables
 // of its own.
 type share struct {
@@ -105,8 +65,8 @@ type share struct {
 	failed     error
 }
 
-func newShare(classifiers []*classify.Classifier) *share {
-	events, profiles, members := newEventRows(), newProfileRows(), newSegmentMemberRows()
+func newShare(classifiers []*classify.Classifier, undone *Undone) *share {
+	events, profiles, members := &eventRows{newEventRows(), undone}, newProfileRows(), newSegmentMemberRows()
 	inputs, outcomes := newMessageInputRows(), newOutcomeRows()
 	engagements := &engagementRows{newEngagementRows(), newLabelRows(classifiers)}
 	imports := &importRows{newImportRows(), &undoneEvents{}}
@@ -117,7 +77,7 @@ func newShare(classifiers []*classify.Classifier) *share {
 			topic.MessageRequestsBulk: inputs, topic.Outcomes: outcomes, topic.Engagements: engagements,
 			topic.Imports: imports, topic.Runs: runs,
 		},
-		facts: []store{events, profiles, members, inputs, outcomes, engagements.table, engagements.labels},
+		facts: []store{events.table, profiles, members, inputs, outcomes, engagements.table, engagements.labels},
 		books: []store{imports.undone, imports, runs.shards, runs.counters, runs.states},
 	}
 }
@@ -146,6 +106,7 @@ type Sink struct {
 	source Source
 	into   Database
 	erased *Erased
+	undone *Undone
 	caught func(context.Context) error // erased knows of everybody who was erased when it was called
 	shares []*share
 	// shareRecords is the least that is made a part: leastShare.
@@ -158,7 +119,7 @@ type Sink struct {
 // of the classifiers, of which the last is the one to go by.
 func New(source Source, into Database, reg prometheus.Registerer, classifiers ...*classify.Classifier) *Sink {
 	s := &Sink{
-		source: source, into: into, erased: NewErased("", nil), caught: func(context.Context) error { return nil }, shareRecords: leastShare,
+		source: source, into: into, erased: NewErased("", nil), undone: &Undone{}, caught: func(context.Context) error { return nil }, shareRecords: leastShare,
 		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sink_rows_total", Help: "Rows inserted into ClickHouse, repeats included.",
 		}, []string{"table"}),
@@ -168,7 +129,7 @@ func New(source Source, into Database, reg prometheus.Registerer, classifiers ..
 		}, []string{"table"}),
 	}
 	for range maxShares {
-		s.shares = append(s.shares, newShare(classifiers))
+		s.shares = append(s.shares, newShare(classifiers, s.undone))
 	}
 	reg.MustRegister(s.rows, s.seconds)
 	return s
@@ -179,6 +140,9 @@ func New(source Source, into Database, reg prometheus.Registerer, classifiers ..
 func (s *Sink) LeaveOut(erased *Erased, caught func(context.Context) error) {
 	s.erased, s.caught = erased, caught
 }
+
+// Undone are the imports whose events the sink leaves out.
+func (s *Sink) Undone() *Undone { return s.undone }
 
 // Handle inserts a batch, a few inserts per table, and returns its durable prefix:
 // all of it, or what stands before the first record that cannot be stored.
