@@ -17,28 +17,15 @@ CREATE VIEW IF NOT EXISTS goal_touches
 )
 AS SELECT
     m.campaign_id AS campaign_id, m.run_id AS run_id, m.variant AS variant, m.channel AS channel, m.message_id AS message_id, m.user_id AS user_id,
-    assumeNotNull(m.accepted_at) AS sent_at, e.event_id AS event_id, e.name AS event, e.occurred_at AS occurred_at,
-    multiIf(m.goal_revenue = '', NULL, mapContains(e.prop_float, m.goal_revenue), e.prop_float[m.goal_revenue],
-        mapContains(e.prop_int, m.goal_revenue), toFloat64(e.prop_int[m.goal_revenue]), NULL) AS revenue
-FROM
-(
-    SELECT s.campaign_id AS campaign_id, s.run_id AS run_id, s.variant AS variant, s.channel AS channel, s.message_id AS message_id, s.user_id AS user_id,
-        s.accepted_at AS accepted_at, r.goal_event AS goal_event, r.goal_within_ms AS goal_within_ms, r.goal_revenue AS goal_revenue
-    FROM
-    (
-        SELECT campaign_id, run_id, variant, channel, message_id, user_id, accepted_at
-        FROM message_rows FINAL
-        WHERE excluded_at IS NULL AND accepted_at IS NOT NULL AND run_id IN (SELECT run_id FROM run_rows FINAL WHERE goal_event != '')
-    ) AS s
-    INNER JOIN (SELECT run_id, goal_event, goal_within_ms, goal_revenue FROM run_rows FINAL WHERE goal_event != '') AS r ON r.run_id = s.run_id
-) AS m
-INNER JOIN
-(
-    SELECT user_id, event_id, CAST(name AS String) AS name, occurred_at, prop_float, prop_int
-    FROM event_rows FINAL
-    WHERE name IN (SELECT goal_event FROM run_rows FINAL WHERE goal_event != '')
-) AS e ON e.user_id = m.user_id AND e.name = m.goal_event
-WHERE e.occurred_at >= m.accepted_at AND dateDiff('microsecond', assumeNotNull(m.accepted_at), e.occurred_at) <= m.goal_within_ms * 1000
+    assumeNotNull(m.accepted_at) AS sent_at, e.event_id AS event_id, CAST(e.name AS String) AS event, e.occurred_at AS occurred_at,
+    multiIf(r.goal_revenue = '', NULL, mapContains(e.prop_float, r.goal_revenue), e.prop_float[r.goal_revenue],
+        mapContains(e.prop_int, r.goal_revenue), toFloat64(e.prop_int[r.goal_revenue]), NULL) AS revenue
+FROM message_rows AS m FINAL
+INNER JOIN run_rows AS r FINAL ON r.run_id = m.run_id
+INNER JOIN event_rows AS e FINAL ON e.user_id = m.user_id AND e.name = r.goal_event
+WHERE m.run_id IN (SELECT run_id FROM run_rows WHERE goal_event != '') AND e.name IN (SELECT goal_event FROM run_rows WHERE goal_event != '') -- what need not be read
+    AND m.excluded_at IS NULL AND m.accepted_at IS NOT NULL AND r.goal_event != ''
+    AND e.occurred_at >= m.accepted_at AND dateDiff('microsecond', assumeNotNull(m.accepted_at), e.occurred_at) <= r.goal_within_ms * 1000
 COMMENT 'Goal events within the window after a message, one row per event and message; conversions says which message was the last.';
 
 CREATE VIEW IF NOT EXISTS conversions
@@ -130,11 +117,11 @@ COMMENT 'Funnels of runs as they were at a moment, by the classifier in force; r
 CREATE TABLE IF NOT EXISTS run_arrival_rows
 (
     run_id      UUID COMMENT 'the run',
-    ingested_at SimpleAggregateFunction(max, DateTime64(3, 'UTC')) COMMENT 'Kafka record time, latest of what is known of its messages'
+    ingested_at SimpleAggregateFunction(max, DateTime64(3, 'UTC')) COMMENT 'Kafka record time, latest of what is known of it and of its messages'
 )
 ENGINE = AggregatingMergeTree
 ORDER BY run_id
-COMMENT 'When something last came of a run''s messages; says which kept funnels still hold.';
+COMMENT 'When something last came of a run; says which kept funnels still hold.';
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS run_arrival_rows_from_messages TO run_arrival_rows AS
 SELECT run_id, max(ingested_at) AS ingested_at FROM message_rows GROUP BY run_id;
@@ -142,10 +129,15 @@ SELECT run_id, max(ingested_at) AS ingested_at FROM message_rows GROUP BY run_id
 CREATE MATERIALIZED VIEW IF NOT EXISTS run_arrival_rows_from_engagements TO run_arrival_rows AS
 SELECT run_id, max(ingested_at) AS ingested_at FROM message_engagement_rows GROUP BY run_id;
 
+CREATE MATERIALIZED VIEW IF NOT EXISTS run_arrival_rows_from_runs TO run_arrival_rows AS
+SELECT run_id, max(ingested_at) AS ingested_at FROM run_rows GROUP BY run_id;
+
 INSERT INTO run_arrival_rows
 SELECT run_id, max(ingested_at) FROM message_rows GROUP BY run_id
 UNION ALL
-SELECT run_id, max(ingested_at) FROM message_engagement_rows GROUP BY run_id;
+SELECT run_id, max(ingested_at) FROM message_engagement_rows GROUP BY run_id
+UNION ALL
+SELECT run_id, max(ingested_at) FROM run_rows GROUP BY run_id;
 
 CREATE TABLE IF NOT EXISTS event_arrival_rows
 (
@@ -169,21 +161,17 @@ CREATE VIEW IF NOT EXISTS funnel_stale
     run_id UUID COMMENT 'the run'
 )
 AS WITH (SELECT max(complete_until) - toIntervalMinute(5) FROM funnel_kept WHERE run_id = toUUID('00000000-0000-0000-0000-000000000000')) AS kept_until
-SELECT run_id FROM run_arrival_rows FINAL WHERE ingested_at > kept_until
-UNION DISTINCT
-SELECT run_id FROM run_rows WHERE ingested_at > kept_until
-UNION DISTINCT
-SELECT r.run_id AS run_id
-FROM (SELECT run_id, as_of, goal_event, goal_within_ms FROM run_rows FINAL WHERE goal_event != '') AS r
-INNER JOIN (SELECT run_id, ingested_at FROM run_arrival_rows FINAL) AS a ON a.run_id = r.run_id -- no message was accepted later; it may be after the run ended
-INNER JOIN
+SELECT DISTINCT run_id
+FROM
 (
-    SELECT CAST(name AS String) AS name, min(day) AS since, max(day) AS until
-    FROM event_arrival_rows FINAL
-    WHERE ingested_at > kept_until
-    GROUP BY name
-) AS e ON e.name = r.goal_event
-WHERE e.until >= toDate32(r.as_of) AND e.since <= toDate32(a.ingested_at + toIntervalMillisecond(r.goal_within_ms))
+    SELECT run_id FROM run_arrival_rows FINAL WHERE ingested_at > kept_until
+    UNION ALL
+    SELECT r.run_id AS run_id
+    FROM run_rows AS r FINAL
+    INNER JOIN run_arrival_rows AS a FINAL ON a.run_id = r.run_id -- no message was accepted later; it may be after the run ended
+    INNER JOIN event_arrival_rows AS e FINAL ON e.name = r.goal_event
+    WHERE r.goal_event != '' AND e.ingested_at > kept_until AND e.day >= toDate32(r.as_of) AND e.day <= toDate32(a.ingested_at + toIntervalMillisecond(r.goal_within_ms))
+) AS came
 COMMENT 'Runs of which something came since funnels were last kept.';
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS funnel_rows_from_messages
