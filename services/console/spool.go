@@ -177,7 +177,7 @@ func (a *app) drainInto(ctx context.Context, s *spool.Spool, of int64, out *drai
 		})
 	}
 	if err == nil && tell {
-		err = tellOfSpool(ctx, c, producer, s.Name(), s.Stats())
+		err = tellOfSpool(ctx, c, s.Name(), s.Stats())
 	}
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return cause
@@ -186,12 +186,8 @@ func (a *app) drainInto(ctx context.Context, s *spool.Spool, of int64, out *drai
 }
 
 // tellOfSpool says in Kafka what a spool holds.
-func tellOfSpool(ctx context.Context, c *kafka.Cluster, producer *kgo.Client, name string, st spool.Stats) error {
-	r, err := drain.Told(c, name, st)
-	if err != nil {
-		return err
-	}
-	if err := producer.ProduceSync(ctx, r).FirstErr(); err != nil {
+func tellOfSpool(ctx context.Context, c *kafka.Cluster, name string, st spool.Stats) error {
+	if err := say(ctx, c, topic.Spools, name, drain.Told(name, st)); err != nil {
 		return fmt.Errorf("telling Kafka what the spool %s holds: %w", name, err)
 	}
 	return nil
@@ -221,13 +217,8 @@ func (a *app) spoolForgotten(ctx context.Context, name string) error {
 		fmt.Fprintf(a.err, "nothing was left in the spool %s\n", name)
 		return nil
 	}
-	producer, err := c.Producer()
-	if err != nil {
+	if err := tellOfSpool(ctx, c, name, spool.Stats{}); err != nil {
 		return err
-	}
-	defer producer.Close()
-	if err := tellOfSpool(ctx, c, producer, name, spool.Stats{}); err != nil {
-		return missing("%w", err)
 	}
 	fmt.Fprintf(a.err, "runs no longer count the %s records of the spool %s\n", thousands(told.Records), name)
 	return nil

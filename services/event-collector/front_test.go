@@ -342,6 +342,7 @@ func TestPathsOfAllLibraries(t *testing.T) {
 		got := s.do(c.method, c.path, strings.NewReader(c.body), c.change)
 		require.Equal(t, c.status, got.StatusCode, name)
 		require.Equal(t, "application/json", got.Header.Get("Content-Type"), name)
+		require.Equal(t, "no-store", got.Header.Get("Cache-Control"), name)
 		a := read(t, got)
 		require.False(t, a.Success)
 		require.Equal(t, c.code, a.Errors[0].Code, name)

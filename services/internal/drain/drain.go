@@ -11,7 +11,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/hikyaku/hikyaku/schemas/event"
-	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/spool"
@@ -125,15 +124,11 @@ func send(c *kafka.Cluster, producer *kgo.Client, b spool.Batch) (*flight, error
 	return f, nil
 }
 
-// Told makes the record of the topic spools that says what a spool, by its name, holds.
-func Told(c *kafka.Cluster, name string, st spool.Stats) (*kgo.Record, error) {
+// Told is what the topic spools is told of a spool, by its name, that holds so much.
+func Told(name string, st spool.Stats) *event.Spool {
 	rec := &event.Spool{Spool: name, Records: st.Records, Bytes: st.Bytes, UpdatedAt: time.Now()}
 	if !st.Oldest.IsZero() {
 		rec.OldestAt = &st.Oldest
 	}
-	r, err := c.Record(topic.Spools, name, rec)
-	if err != nil {
-		return nil, fmt.Errorf("making the record of the spool %s: %w", name, err)
-	}
-	return r, nil
+	return rec
 }

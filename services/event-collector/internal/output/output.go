@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/drain"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
@@ -523,7 +524,7 @@ func (w *Writer) tell(ctx context.Context, now spool.Stats) {
 
 // told returns when Kafka has been told.
 func (w *Writer) told(ctx context.Context, st spool.Stats) error {
-	r, err := drain.Told(w.Cluster, w.spool.Name(), st)
+	r, err := w.Cluster.Record(topic.Spools, w.spool.Name(), drain.Told(w.spool.Name(), st))
 	if err != nil {
 		return err
 	}
