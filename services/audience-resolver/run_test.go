@@ -379,7 +379,7 @@ func TestWhoBouncedIsExcludedFromTheNextRun(t *testing.T) {
 		s.person(id, id+"@example.test", "", 40)
 	}
 	first := s.request("greeting", false)
-	s.until(first, runs.Sending)
+	s.totals(first, func(t runs.Totals) bool { return t.Resolved() && t.Requested == 4 })
 	got := s.requests(first)
 	require.Len(t, got, 4)
 	for id, q := range got {
@@ -400,10 +400,9 @@ func TestWhoBouncedIsExcludedFromTheNextRun(t *testing.T) {
 		report(id, "bounced", at)
 		s.write(topic.Outcomes, id, outcome(&q, "bounced", 0))
 	}
-	state := s.until(first, runs.Finished)
-	require.True(t, state.Balanced)
-	totals := s.view.Totals(first)
+	totals := s.totals(first, func(t runs.Totals) bool { return t.Accepted == 4 })
 	require.Equal(t, event.RunCounters{Requested: 4, Accepted: 4}, totals.RunCounters, "what bounced had been taken")
+	require.True(t, s.until(first, runs.Finished).Balanced)
 
 	report("lifted", "", at.Add(time.Second))
 	report("lifted", "bounced", at) // delivered again
@@ -411,13 +410,11 @@ func TestWhoBouncedIsExcludedFromTheNextRun(t *testing.T) {
 	moved.OccurredAt = at.Add(time.Second)
 	s.write(topic.ProfileUpdates, "moved", moved)
 	second := s.request("greeting", true)
-	s.until(second, runs.Sending)
+	s.totals(second, func(t runs.Totals) bool { return t.Resolved() && t.Requested == 3 && ledger.ExcludedTotal(&t.RunCounters) == 1 })
 	got = s.requests(second)
 	require.Len(t, got, 3)
 	require.NotContains(t, got, "bounced")
 	s.answer(got, "accepted")
-	state = s.until(second, runs.Finished)
-	require.True(t, state.Balanced)
-	totals = s.view.Totals(second)
-	require.Equal(t, []event.ReasonCount{{Reason: "suppressed", Count: 1}}, totals.Excluded)
+	require.True(t, s.until(second, runs.Finished).Balanced)
+	require.Equal(t, []event.ReasonCount{{Reason: "suppressed", Count: 1}}, s.view.Totals(second).Excluded)
 }
