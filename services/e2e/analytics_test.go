@@ -24,7 +24,8 @@ var update = flag.Bool("update", false, "write the results on docs/analytics.md 
 // results are those on the page; without it a file of the same shape is imported,
 // whose results lie in testdata and whose columns are those on the page.
 func TestEveryStatementOnTheAnalyticsPage(t *testing.T) {
-	root, err := filepath.Abs("../..") // the embedded S3 changes the directory
+	t.Parallel()
+	root, err := filepath.Abs("../..")
 	require.NoError(t, err)
 	analyticsPage, examples := filepath.Join(root, "docs/analytics.md"), filepath.Join(root, "examples/online-retail")
 	page, err := os.ReadFile(analyticsPage)

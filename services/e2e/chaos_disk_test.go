@@ -70,6 +70,7 @@ func (s *stack) child(service string, instance int, env ...string) *member {
 // A resolver whose disk is full ends, is started again, says what it waits for,
 // and goes on when there is room: what it could not store is in Kafka.
 func TestADiskThatIsFullLosesNothing(t *testing.T) {
+	t.Parallel()
 	disk := smallDisk(t, 128)
 	s := startStack(t)
 	s.provision()

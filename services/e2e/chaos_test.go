@@ -128,6 +128,7 @@ from: {name: Hikyaku, address: hello@example.test}
 // again. Silence after the last line is uncertain, and only that; whoever prefers
 // two copies to none gets them.
 func TestAMailServerInEveryMoodIsToldOfEverybodyOnce(t *testing.T) {
+	t.Parallel()
 	s := startStack(t)
 	p := newProvider(t)
 	s.env["SMTP_ADDR"], s.env["SMTP_CONNECTIONS"], s.env["SMTP_DATA_TIMEOUT"] = p.addr, "8", "500ms"
@@ -199,6 +200,7 @@ func TestAMailServerInEveryMoodIsToldOfEverybodyOnce(t *testing.T) {
 // ClickHouse may be away, and slow when it is back: the run waits and says for
 // whom, what was acknowledged meanwhile is there afterwards, and the books agree.
 func TestClickHouseAwayAndThenSlow(t *testing.T) {
+	t.Parallel()
 	s := startStack(t)
 	address, err := url.Parse(s.env["CLICKHOUSE_URL"])
 	require.NoError(t, err)
@@ -296,6 +298,7 @@ func children(n int) (rows [][]string) {
 // middle of a run and of an import: nobody ends, nobody is called twice, what was
 // acknowledged is there, and everybody is at work again when it is back.
 func TestKafkaStoppedBeyondEveryTimeout(t *testing.T) {
+	t.Parallel()
 	s, stop, start := stoppableKafka(t)
 	s.env["SMTP_CONNECTIONS"], s.env["TRANSACTION_BYTES"] = "1", "65536"
 	s.provision()
@@ -355,6 +358,7 @@ func TestKafkaStoppedBeyondEveryTimeout(t *testing.T) {
 // is sent, until the others have taken over; then it is mended. Whoever was cut off
 // finds itself fenced, has called nobody twice, and is at work again.
 func TestCutOffUntilFencedAndHealed(t *testing.T) {
+	t.Parallel()
 	s := startStack(t)
 	s.env["SMTP_CONNECTIONS"], s.env["KAFKA_SESSION_TIMEOUT"] = "2", "6s" // the least that a broker allows by default
 	way := kafkaLink(t, s.brokers[0])
@@ -403,6 +407,7 @@ func TestCutOffUntilFencedAndHealed(t *testing.T) {
 // A registry that is away holds up whoever starts, and whoever meets a schema that
 // he does not know: both wait and say so, and nothing is taken for poison.
 func TestARegistryThatIsAwayIsWaitedFor(t *testing.T) {
+	t.Parallel()
 	s := startStack(t)
 	address, err := url.Parse(s.env["SCHEMA_REGISTRY_URL"])
 	require.NoError(t, err)
@@ -478,6 +483,7 @@ func (s *stack) produceTo(name topic.Name, partition int32, key string, value []
 // A clock that jumps an hour ahead and back, while a run is on its way, stops
 // nothing: time never goes back, and runs go on while it stands still.
 func TestAClockThatJumpsStopsNoRun(t *testing.T) {
+	t.Parallel()
 	s := startStack(t)
 	s.env["SMTP_CONNECTIONS"] = "1"
 	s.provision()

@@ -16,6 +16,7 @@ import (
 // work finds that others have its partitions: it neither claims nor commits, and
 // nobody is lost or sent to twice.
 func TestPausedPastTheSession(t *testing.T) {
+	t.Parallel()
 	s := startStack(t)
 	for _, instances := range []int{2, 3} {
 		t.Run(fmt.Sprintf("%d instances", instances), func(t *testing.T) {

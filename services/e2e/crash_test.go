@@ -166,6 +166,7 @@ func situations() map[crash.Point][]situation {
 //	HIKYAKU_CRASH_SEED    draws at which occurrence, to repeat a run that failed
 //	HIKYAKU_CRASH_LANES   how many namespaces are worked in at once (4)
 func TestDyingAt(t *testing.T) {
+	t.Parallel()
 	s, root := startStack(t), t
 	times, seed, lanes := 1, rand.Uint64(), 4
 	for name, into := range map[string]*int{"HIKYAKU_CRASH_TIMES": &times, "HIKYAKU_CRASH_LANES": &lanes} {
@@ -226,7 +227,7 @@ func TestDyingAt(t *testing.T) {
 // Each point is passed at one place of the code, has a line in the failure table
 // and a case above; no other name is used for one.
 func TestEveryPointIsOneLineOneTestAndOnePlace(t *testing.T) {
-	services := filepath.Dir(here)
+	services := ".."
 	constants := regexp.MustCompile(`(?m)^\t(\w+)\s+(Point|Step)\s+= "([^"]+)"`)
 	source, err := os.ReadFile(filepath.Join(services, "internal", "crash", "points.go"))
 	require.NoError(t, err)

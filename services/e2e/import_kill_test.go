@@ -34,6 +34,7 @@ filter: {segment: subscribers}
 // An import whose process is killed (SIGKILL) twenty times, at any moment, is that of a run
 // without: each row once in Kafka and in ClickHouse, each reject once in its file.
 func TestAnImportKilledTwentyTimesHasEachRowOnce(t *testing.T) {
+	t.Parallel()
 	const kills, rows, rejected = 20, 100_000, 100
 	b := newBench(t)
 	b.env["TRANSACTION_BYTES"] = "65536"

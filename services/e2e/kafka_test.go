@@ -30,7 +30,8 @@ func apacheKafka(t *testing.T) *realkafka.Broker {
 	if wanted == "off" {
 		t.Skip("HIKYAKU_KAFKA=off: tests that kill a broker of Apache Kafka are left out")
 	}
-	root := filepath.Join(here, "..", "..")
+	root, err := filepath.Abs("../..")
+	require.NoError(t, err)
 	libraries, err := realkafka.Libraries(root)
 	if err != nil && wanted == "fetch" {
 		libraries, err = realkafka.Fetch(t.Context(), root, testLog{t})

@@ -133,6 +133,7 @@ func (s *stack) services() (stop func()) {
 // One file in, one campaign out, and everybody is accounted for: by the
 // resolver, by ClickHouse, and by the mail server.
 func TestPipelineBalances(t *testing.T) {
+	t.Parallel()
 	s := startStack(t)
 	s.provision()
 	s.services()
@@ -166,6 +167,7 @@ func TestPipelineBalances(t *testing.T) {
 // audience is the segment, the template reads what the list says of the person.
 // A second list replaces the first.
 func TestSegmentUploadBecomesPersonalMails(t *testing.T) {
+	t.Parallel()
 	s := startStack(t)
 	s.provision()
 	s.services()
@@ -214,6 +216,7 @@ from: {name: Hikyaku, address: hello@example.test}
 // and becomes a run of its own, the one after takes people away and becomes none; and
 // what was there before the campaign, or was sent before a restart, is not sent (again).
 func TestADroppedFileIsSentOnce(t *testing.T) {
+	t.Parallel()
 	s := startStack(t)
 	s.provision()
 	stop := s.services()
@@ -310,6 +313,7 @@ func (s *stack) report(mail, kind, more string) (userID string) {
 // is nowhere any more, not even when everything is read again from the beginning, and every
 // number stays.
 func TestWhatReadersDoIsCountedAndActedOn(t *testing.T) {
+	t.Parallel()
 	s := startStack(t)
 	s.env["WEBHOOK_SECRETS"] = "courier:whsec_" + courierSecret
 	s.provision()
@@ -451,6 +455,7 @@ func (s *stack) sunk() bool {
 
 // A cancelled run ends and balances: what was not sent is accounted for.
 func TestCancelledRunBalances(t *testing.T) {
+	t.Parallel()
 	s := startStack(t)
 	s.env["WINDOW"], s.env["SMTP_CONNECTIONS"] = "40", "1"
 	s.provision()

@@ -31,6 +31,7 @@ type outline struct {
 // What a plan says of a file is what its import reports; and once it is imported, a
 // plan of the same file changes nobody.
 func TestAPlanIsWhatTheImportReports(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.define(`---
 kind: ImportSpec

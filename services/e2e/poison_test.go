@@ -180,6 +180,7 @@ func (b *bench) deadLetters(flags ...string) []deadLetter {
 // on, everybody is accounted for, whoever is parked is listed with the reason in
 // words, and whoever can be helped gets the mail by a replay, once.
 func TestPoisonInEveryTopicStopsNobodyElse(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.up(topic.Importer, topic.Resolver, topic.Collector)
 	b.define("")

@@ -26,14 +26,14 @@ func build(more ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	building.Lock()
 	built = append(built, dir)
+	building.Unlock()
 	args := append([]string{"build", "-o", dir}, more...)
 	for _, name := range serviceNames {
 		args = append(args, fmt.Sprintf("github.com/hikyaku/hikyaku/services/%s/cmd/%s", name, name))
 	}
-	cmd := exec.Command("go", args...)
-	cmd.Dir = here // the S3 server has changed this process's directory
-	if out, err := cmd.CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the services: %w\n%s", err, out)
 	}
 	return dir, nil
@@ -41,13 +41,9 @@ func build(more ...string) (string, error) {
 
 var serviceNames = []string{topic.Importer, topic.Resolver, topic.Renderer, topic.Sender, topic.Collector}
 
-// here is this package's directory.
-var here string
-
 func TestMain(m *testing.M) {
-	var err error
-	if here, err = os.Getwd(); err != nil {
-		panic(err)
+	if options := os.Getenv(embeddedOptions); options != "" {
+		os.Exit(runEmbedded(options))
 	}
 	code := m.Run()
 	for _, dir := range built {
@@ -57,7 +53,10 @@ func TestMain(m *testing.M) {
 }
 
 // built is where build has built.
-var built []string
+var (
+	building sync.Mutex
+	built    []string
+)
 
 // process is one instance of a service as a program of its own.
 type process struct {
@@ -120,6 +119,7 @@ func tail(log string) string {
 // Three instances of every service share the work, and everybody is accounted
 // for: once in the books, once in the mail server.
 func TestThreeInstancesOfEverythingBalance(t *testing.T) {
+	t.Parallel()
 	s := startStack(t)
 	s.provision()
 	for _, service := range serviceNames {
@@ -141,6 +141,7 @@ func TestThreeInstancesOfEverythingBalance(t *testing.T) {
 // kill of the sender may leave people uncertain, no more than two windows of its
 // connections; nobody is lost and nobody gets two mails.
 func TestKilledServicesComeBackAndTheRunBalances(t *testing.T) {
+	t.Parallel()
 	s := startStack(t)
 	s.env["SMTP_CONNECTIONS"] = "4"
 	s.provision()

@@ -27,7 +27,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/hikyaku/hikyaku/deploy/embedded"
-	"github.com/hikyaku/hikyaku/deploy/embedded/chdb"
 	"github.com/hikyaku/hikyaku/deploy/embedded/outbox"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/console"
@@ -39,7 +38,6 @@ import (
 const deadline = time.Minute
 
 // stack is the embedded stack of one test, with the environment that finds it.
-// ClickHouse and S3 are one per process, so the tests that use it take turns.
 type stack struct {
 	t         *testing.T
 	env       map[string]string
@@ -68,14 +66,9 @@ func startStackOn(t *testing.T, brokers string) *stack {
 	if brokers != "" {
 		parts = slices.DeleteFunc(parts, func(p embedded.Part) bool { return p == embedded.Kafka })
 	}
-	e, err := embedded.Start(context.Background(), embedded.Options{DataDir: t.TempDir(), Parts: parts, KafkaAddr: free, RegistryAddr: free, ClickHouseAddr: free, S3Addr: free, SMTPAddr: free, OutboxAddr: free})
-	if errors.Is(err, chdb.ErrNoLibrary) {
-		t.Skip(err)
-	}
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, e.Close()) })
+	e := startEmbedded(t, embedded.Options{DataDir: t.TempDir(), Parts: parts, KafkaAddr: free, RegistryAddr: free, ClickHouseAddr: free, S3Addr: free, SMTPAddr: free, OutboxAddr: free})
 	collector := freeAddr(t)
-	s := &stack{t: t, env: maps.Clone(e.Env()), namespace: newNamespace(), folder: e.S3Folder, outbox: e.OutboxDir}
+	s := &stack{t: t, env: e.Env, namespace: newNamespace(), folder: e.S3Folder, outbox: e.OutboxDir}
 	if brokers != "" {
 		s.env["KAFKA_BROKERS"] = brokers
 		t.Cleanup(func() { kafkatest.Remove(t, s.brokers, s.namespace) })

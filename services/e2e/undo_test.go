@@ -110,6 +110,7 @@ func (b *bench) importEnds(named, state string) string {
 // An undone import leaves what was there before it, in whatever order imports are undone;
 // imported again it makes the same as the first time.
 func TestAnUndoneImportLeavesWhatWasBefore(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.define(membersYAML)
 	b.up(topic.Importer, topic.Resolver, topic.Collector)
