@@ -1,4 +1,5 @@
--- run_balance answers whoever asks, also where what is missing on one side of a join is to be NULL (join_use_nulls, which dbt sets); nothing else is new.
+-- run_balance answers whoever asks, also where what is missing on one side of a join is to be NULL (join_use_nulls, which dbt sets), and says up to which
+-- moment it is complete; nothing else is new.
 
 CREATE OR REPLACE VIEW run_balance
 (
@@ -36,7 +37,8 @@ CREATE OR REPLACE VIEW run_balance
     excluded_reasons_stored Map(String, Int64) COMMENT 'reason to people, as counted from what is stored',
     difference              Map(String, Int64) COMMENT 'what differs between the two countings: stored less resolver, for each number and for each reason as excluded.<reason>; empty when they agree',
     balanced                Bool COMMENT 'the people are resolved, candidates = repeats + excluded + requested, nothing waits, the classes add up to requested, and both countings agree',
-    balanced_by_driver      Bool COMMENT 'the resolver found the same and closed the run'
+    balanced_by_driver      Bool COMMENT 'the resolver found the same and closed the run',
+    complete_until          DateTime64(3, 'UTC') COMMENT 'everything that lay in Kafka at this moment is counted; 1970 if that is not known'
 )
 AS SELECT
     run_id, campaign_id, state, note, as_of, started_at, finished_at,
@@ -49,7 +51,8 @@ AS SELECT
         AND candidates = repeats + excluded + requested AND waiting = 0
         AND waiting + rejected + accepted + failed + uncertain + expired + cancelled + parked = requested
         AND empty(difference) AS Bool) AS balanced,
-    balanced_by_driver
+    balanced_by_driver,
+    assumeNotNull((SELECT complete_until FROM freshness)) AS complete_until
 FROM
 (
     SELECT run_id, campaign_id, state, note, as_of, started_at, finished_at, balanced AS balanced_by_driver

@@ -410,7 +410,9 @@ func TestWhoBouncedIsExcludedFromTheNextRun(t *testing.T) {
 	moved.OccurredAt = at.Add(time.Second)
 	s.write(topic.ProfileUpdates, "moved", moved)
 	second := s.request("greeting", true)
-	s.totals(second, func(t runs.Totals) bool { return t.Resolved() && t.Requested == 3 && ledger.ExcludedTotal(&t.RunCounters) == 1 })
+	s.totals(second, func(t runs.Totals) bool {
+		return t.Resolved() && t.Requested == 3 && ledger.ExcludedTotal(&t.RunCounters) == 1
+	})
 	got = s.requests(second)
 	require.Len(t, got, 3)
 	require.NotContains(t, got, "bounced")

@@ -4,14 +4,12 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"slices"
 	"sort"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/ClickHouse/clickhouse-go/v2"
+	ch "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -19,6 +17,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
@@ -41,23 +40,6 @@ and counts what was left.`,
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return cmd
-}
-
-// erasedTables are the storage tables that name people. What was done to a message is
-// kept under a pseudonym, everything else goes.
-var erasedTables = []struct {
-	name   string
-	from   topic.Name // whose records the rows are; of tables that lose them
-	kept   bool
-	unlink string // what is set beside user_id where rows are kept
-}{
-	{name: "event_rows", from: topic.Events},
-	{name: "profile_rows", from: topic.Profiles},
-	{name: "segment_member_rows", from: topic.SegmentMembers},
-	{name: "outcome_rows", kept: true, unlink: "detail = '', provider_id = ''"},
-	{name: "engagement_rows", kept: true, unlink: "url = '', referer = ''"},
-	{name: "message_input_rows", kept: true, unlink: "address = '', locale = '', time_zone = '', attributes = '{}', segments = '{}', record = ''"},
-	{name: "message_rows", kept: true},
 }
 
 // erasure is what hikyaku erase has done.
@@ -99,17 +81,17 @@ func (a *app) erase(ctx context.Context, userID string, yes bool) error {
 		return err
 	}
 	out := erasure{UserID: userID, ErasedAt: e.ErasedAt, Before: earlier, Removed: map[string]uint64{}, Unlinked: map[string]uint64{}, Forgets: forgetting()}
-	for _, t := range erasedTables {
-		n, err := a.eraseRows(ctx, t.name, string(t.from), t.kept, t.unlink, userID, e)
+	for _, t := range clickhouse.PersonTables {
+		n, err := a.eraseRows(ctx, &t, userID, e)
 		if err != nil {
-			return fmt.Errorf("erasing from %s; call it again: %w", t.name, err)
+			return fmt.Errorf("erasing from %s; call it again: %w", t.Name, err)
 		}
 		switch {
 		case n == 0:
-		case t.kept:
-			out.Unlinked[t.name] = n
+		case t.Kept:
+			out.Unlinked[t.Name] = n
 		default:
-			out.Removed[t.name] = n
+			out.Removed[t.Name] = n
 		}
 		crash.At(crash.EraseTable)
 	}
@@ -238,35 +220,17 @@ func awaitPassed(ctx context.Context, c *kafka.Cluster, partition int32, group t
 }
 
 // eraseRows removes or unlinks the rows of a table, and returns how many there were.
-func (a *app) eraseRows(ctx context.Context, table, from string, kept bool, unlink, userID string, e *event.Erasure) (uint64, error) {
+func (a *app) eraseRows(ctx context.Context, t *clickhouse.PersonTable, userID string, e *event.Erasure) (uint64, error) {
 	conn, err := a.clickhouse(ctx)
 	if err != nil {
 		return 0, err
 	}
-	// Whoever came back since then is somebody new: what is newer stays.
-	which := "user_id = {user:String}"
-	args := []any{clickhouse.Named("user", userID)}
-	if kept {
-		which += " AND ingested_at <= {until:DateTime64(3)}"
-		args = append(args, clickhouse.Named("until", e.UnlinkedUntil.Format("2006-01-02 15:04:05.000")))
-	} else {
-		which += " AND kafka_offset < {end:Int64}"
-		args = append(args, clickhouse.Named("end", strconv.FormatInt(e.Ends[slices.IndexFunc(e.Ends, func(t event.ErasedTopic) bool { return t.Topic == from })].Offset, 10)))
-	}
+	where, args := t.Erased(userID, e)
 	var n uint64
-	if err := a.each(ctx, "SELECT count() FROM "+table+" WHERE "+which, args, []any{&n}, func() {}); err != nil || n == 0 {
+	if err := a.each(ctx, "SELECT count() FROM "+t.Name+" WHERE "+where, args, []any{&n}, func() {}); err != nil || n == 0 {
 		return 0, err
 	}
-	query := "ALTER TABLE " + table + " DELETE WHERE " + which
-	if kept {
-		set := "user_id = {pseudonym:String}"
-		if unlink != "" {
-			set += ", " + unlink
-		}
-		query = "ALTER TABLE " + table + " UPDATE " + set + " WHERE " + which
-		args = append(args, clickhouse.Named("pseudonym", e.Pseudonym))
-	}
-	query += " SETTINGS mutations_sync = 2" // it returns when they are gone from every part
+	query, args := t.Erase(userID, e)
 	a.sql(query, args...)
 	return n, conn.Exec(ctx, query, args...)
 }
@@ -289,14 +253,14 @@ func (a *app) forgetFunnels(ctx context.Context) error {
 // rowsNaming counts the stored rows that name a person, copies included.
 func (a *app) rowsNaming(ctx context.Context, userID string) (map[string]uint64, error) {
 	rows := map[string]uint64{}
-	for _, t := range erasedTables {
+	for _, t := range clickhouse.PersonTables {
 		var n uint64
-		err := a.each(ctx, "SELECT count() FROM "+t.name+" WHERE user_id = {user:String}", []any{clickhouse.Named("user", userID)}, []any{&n}, func() {})
+		err := a.each(ctx, "SELECT count() FROM "+t.Name+" WHERE user_id = {user:String}", []any{ch.Named("user", userID)}, []any{&n}, func() {})
 		if err != nil {
 			return nil, err
 		}
 		if n > 0 {
-			rows[t.name] = n
+			rows[t.Name] = n
 		}
 	}
 	return rows, nil

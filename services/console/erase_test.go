@@ -6,6 +6,7 @@ import (
 	ch "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/stretchr/testify/require"
 
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse/clickhousetest"
 )
 
@@ -24,8 +25,8 @@ AND table IN (SELECT name FROM system.tables WHERE database = {d:String} AND eng
 		stored = append(stored, table)
 	}
 	require.NoError(t, rows.Err())
-	for _, table := range erasedTables {
-		erased = append(erased, table.name)
+	for _, table := range clickhouse.PersonTables {
+		erased = append(erased, table.Name)
 	}
 	require.ElementsMatch(t, stored, erased)
 }

@@ -30,6 +30,9 @@ a list of its own (SES does): lift it there, too. Whoever complained is unsubscr
 }
 
 func (a *app) unsuppress(ctx context.Context, userID, channel, address string) error {
+	if channel != definition.ChannelEmail {
+		return usage("--channel %s: there is no such channel; %s is one", printable(channel), definition.ChannelEmail)
+	}
 	reason, consent := "", ""
 	if address == "" {
 		p, err := a.person(ctx, userID)

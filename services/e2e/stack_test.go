@@ -35,7 +35,7 @@ import (
 
 // deadline is how long a test waits for anything; it is long because the
 // machine may be busy, and nothing waits for it when things work.
-const deadline = time.Minute
+const deadline = 2 * time.Minute
 
 // stack is the embedded stack of one test, with the environment that finds it.
 type stack struct {

@@ -89,7 +89,6 @@ func (s *Service) sinkInto(conn *clickhouse.Conn) {
 		return nil
 	})
 	s.conn, s.sink = conn, sink.New(s.cluster, conn, s.tel.Registry, s.classifiers...)
-	s.sink.LeaveOut(erased, s.erasures.CaughtUp)
 	s.imports = s.cluster.Table([]topic.Name{topic.Imports}, func(r *kgo.Record) error {
 		if r.Value == nil {
 			return nil
@@ -102,6 +101,12 @@ func (s *Service) sinkInto(conn *clickhouse.Conn) {
 		}
 		s.sink.Undone().Put(i)
 		return nil
+	})
+	s.sink.LeaveOut(erased, func(ctx context.Context) error {
+		if err := s.erasures.CaughtUp(ctx); err != nil {
+			return err
+		}
+		return s.imports.CaughtUpStable(ctx)
 	})
 	s.progress = sink.NewProgress(s.cluster, conn, s.tel.Registry, s.tel.Log)
 }
@@ -175,14 +180,6 @@ func (s *Service) runSink(ctx context.Context) error {
 	g.Go(func() error { return s.imports.Run(reading) })
 	g.Go(func() error {
 		defer end()
-		// Once is enough: an import is undone after the group has passed its events, so only
-		// who begins anew may meet them again.
-		if err := s.imports.CaughtUpStable(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("reading which imports were undone: %w", err)
-		}
 		return s.sinkLoop(ctx)
 	})
 	return g.Wait()

@@ -143,6 +143,17 @@ func TestEveryTableViewAndColumnIsExplained(t *testing.T) {
 	}
 }
 
+// What people read numbers from says up to when it has everything.
+func TestEveryViewOfNumbersSaysUpToWhichMomentItIsComplete(t *testing.T) {
+	t.Parallel()
+	c := clickhousetest.Open(t)
+	for _, view := range []string{"funnel", "run_balance", "campaign_daily", "links", "conversions", "time_to_open", "cohorts", "account_activity"} {
+		if at := one[time.Time](t, c, "SELECT any(complete_until) FROM "+view); !at.Equal(time.Unix(0, 0)) {
+			t.Errorf("%s, of nothing: complete until %s", view, at)
+		}
+	}
+}
+
 // The embedded engine has no users, but it reads what makes them; and of a limit that may be
 // lowered to 0, which is none, nothing is left.
 func TestTheAnalystsUserIsWrittenAsTheEngineReadsItAndItsLimitsHold(t *testing.T) {
@@ -524,7 +535,11 @@ func TestRunBalanceIsTrueOnlyWhenBothCountingsAgree(t *testing.T) {
 	good := id("run", "good")
 	insert(t, c, aRun(good, "balancing"))
 	insert(t, c, aRun(good, "balancing"))
+	insert(t, c, []tableRow{{"sink_progress_rows", row{"topic": "t", "complete_until": day0}}})
 	b := balanceOf(t, c, good)
+	if until := one[time.Time](t, c, "SELECT any(complete_until) FROM run_balance"); !until.Equal(day0) {
+		t.Errorf("complete until %s", until)
+	}
 	if !b.Balanced || b.Audience != 9 || b.Accepted != 4 || b.Stored != 4 || len(b.Difference) != 0 || !maps.Equal(b.Excluded, map[string]int64{"no_address": 1, "unsubscribed": 1}) {
 		t.Errorf("a run that adds up: %+v", b)
 	}

@@ -200,7 +200,7 @@ func keep(t *testing.T, text string) (*supervised, chan error) {
 
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !is(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("never: %s", what)
 		}
@@ -245,7 +245,7 @@ func TestAProgramWithBadSettingsIsNotStartedAgain(t *testing.T) {
 		if command.ExitCode(err) != command.Missing || !strings.Contains(err.Error(), "port 8081 is taken") {
 			t.Errorf("got %v, code %d", err, command.ExitCode(err))
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("nothing is said")
 	}
 	s.halt()

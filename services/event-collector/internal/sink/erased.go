@@ -21,6 +21,7 @@ type Erased struct {
 	record    func(topic.Name, string, event.Record) (*kgo.Record, error)
 	mu        sync.RWMutex
 	people    map[identity.ID]*event.Erasure
+	said      []*event.Erasure // in the order in which they were taken in
 }
 
 // NewErased knows nobody yet. Record makes the records that are stored instead of those
@@ -34,6 +35,24 @@ func (e *Erased) Put(x *event.Erasure) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.people[x.Person] = x
+	e.said = append(e.said, x)
+}
+
+// known is how many erasures were taken in; since returns those after so many.
+func (e *Erased) known() int {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return len(e.said)
+}
+
+func (e *Erased) since(known int) []*event.Erasure {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.said[known:]
+}
+
+func (e *Erased) person(userID []byte) identity.ID {
+	return identity.Person(e.namespace, string(userID))
 }
 
 // of returns the erasure of a person, nil if she was not erased.
@@ -43,7 +62,7 @@ func (e *Erased) of(userID []byte) *event.Erasure {
 	if len(e.people) == 0 || len(userID) == 0 {
 		return nil
 	}
-	return e.people[identity.Person(e.namespace, string(userID))]
+	return e.people[e.person(userID)]
 }
 
 // without returns the record as it may be stored: itself, another one, or nil. Its key

@@ -107,7 +107,8 @@ type Sink struct {
 	into   Database
 	erased *Erased
 	undone *Undone
-	caught func(context.Context) error // erased knows of everybody who was erased when it was called
+	caught func(context.Context) error // erased and undone know of all that was known when it was called
+	open   open
 	shares []*share
 	// shareRecords is the least that is made a part: leastShare.
 	shareRecords int
@@ -136,9 +137,15 @@ func New(source Source, into Database, reg prometheus.Registerer, classifiers ..
 }
 
 // LeaveOut makes the sink leave out who was erased. It stores no batch until caught has
-// returned, which waits until everybody is known who was erased before it was called.
+// returned, which waits until all is known, here and in Undone, that was said before it
+// was called; and calls a batch stored when it has looked once more.
 func (s *Sink) LeaveOut(erased *Erased, caught func(context.Context) error) {
-	s.erased, s.caught = erased, caught
+	s.erased, s.caught = erased, func(ctx context.Context) error {
+		if err := caught(ctx); err != nil {
+			return fault.Transient(fmt.Errorf("reading what was erased and undone: %w", err))
+		}
+		return nil
+	}
 }
 
 // Undone are the imports whose events the sink leaves out.
@@ -154,8 +161,12 @@ func (s *Sink) Handle(ctx context.Context, records []*kgo.Record) (int, error) {
 		}
 	}()
 	if err := s.caught(ctx); err != nil {
-		return 0, fault.Transient(fmt.Errorf("reading who was erased: %w", err))
+		return 0, err
 	}
+	if err := s.settle(ctx); err != nil { // a batch that ended in an error
+		return 0, err
+	}
+	s.open = open{records, s.erased.known(), s.undone.known()}
 	part := (len(records) + len(shares) - 1) / len(shares)
 	each(shares, func(i int, sh *share) {
 		sh.read, sh.unreadable = s.read(sh, records[min(i*part, len(records)):min((i+1)*part, len(records))])
@@ -186,6 +197,12 @@ func (s *Sink) Handle(ctx context.Context, records []*kgo.Record) (int, error) {
 		// I1: nothing is done, although other tables have their rows: they will be
 		// inserted again and shown once.
 		return 0, failed
+	}
+	if err := s.caught(ctx); err != nil {
+		return 0, err
+	}
+	if err := s.settle(ctx); err != nil {
+		return 0, err
 	}
 	return n, unreadable
 }

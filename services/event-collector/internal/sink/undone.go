@@ -25,6 +25,7 @@ const (
 type Undone struct {
 	mu      sync.RWMutex
 	sources map[string]bool
+	said    []identity.ID // in the order in which they were taken in
 }
 
 // Put takes in what is said of an import.
@@ -37,7 +38,23 @@ func (u *Undone) Put(i *event.Import) {
 	if u.sources == nil {
 		u.sources = map[string]bool{}
 	}
-	u.sources[bySource+i.ImportID.String()] = true
+	if source := bySource + i.ImportID.String(); !u.sources[source] {
+		u.sources[source] = true
+		u.said = append(u.said, i.ImportID)
+	}
+}
+
+// known is how many imports were undone; since returns those after so many.
+func (u *Undone) known() int {
+	u.mu.RLock()
+	defer u.mu.RUnlock()
+	return len(u.said)
+}
+
+func (u *Undone) since(known int) []identity.ID {
+	u.mu.RLock()
+	defer u.mu.RUnlock()
+	return u.said[known:]
 }
 
 func (u *Undone) has(source string) bool {

@@ -31,7 +31,7 @@ import (
 
 // Patience is how long the kit waits for anything before it fails the test: long,
 // because the machine may be busy, and never waited for when things work.
-const Patience = time.Minute
+const Patience = 2 * time.Minute
 
 // Kafka is a broker and a registry that live as long as the test.
 type Kafka struct {
