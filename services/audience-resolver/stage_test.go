@@ -132,7 +132,7 @@ func TestMain(m *testing.M) {
 			return svc, smaller(svc, database, 0)
 		})
 	}
-	os.Exit(m.Run())
+	os.Exit(clickhousetest.Main(m))
 }
 
 // child runs a resolver as a process of its own, to be killed or stopped.

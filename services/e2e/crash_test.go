@@ -634,7 +634,7 @@ from: {name: Hikyaku, address: hello@example.test}
 			return l.count("SELECT sum(converted) FROM funnel WHERE run_id = toUUID(?)", uuid(run))
 		}
 		numbers := func() (all []any) {
-			for _, query := range []string{"SELECT * EXCEPT (complete_until, converted) FROM funnel", "SELECT * EXCEPT (note) FROM run_balance",
+			for _, query := range []string{"SELECT * EXCEPT (complete_until, converted) FROM funnel", "SELECT * EXCEPT (note, complete_until) FROM run_balance",
 				"SELECT class, count() AS messages, uniqExact(user_id) AS people, countIf(opened_raw_at IS NULL) AS unread FROM messages"} {
 				query += fmt.Sprintf(" WHERE run_id = toUUID('%s')", uuid(run))
 				if strings.HasPrefix(query, "SELECT class") {

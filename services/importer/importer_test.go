@@ -34,6 +34,7 @@ import (
 	"github.com/hikyaku/hikyaku/schemas/identity"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
+	"github.com/hikyaku/hikyaku/services/internal/clickhouse/clickhousetest"
 	"github.com/hikyaku/hikyaku/services/internal/config"
 	"github.com/hikyaku/hikyaku/services/internal/definitions"
 	"github.com/hikyaku/hikyaku/services/internal/importfile"
@@ -73,7 +74,7 @@ func TestMain(m *testing.M) {
 		}
 		// It is not closed: that would wait for connections that are kept alive,
 		// and the process ends anyway.
-		return m.Run()
+		return clickhousetest.Main(m)
 	}())
 }
 

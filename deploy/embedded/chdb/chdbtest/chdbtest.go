@@ -21,8 +21,24 @@ import (
 	"github.com/hikyaku/hikyaku/deploy/embedded/chdb"
 )
 
-// Start returns the base URL of the engine's HTTP interface, such as http://127.0.0.1:34567. The engine lives until the test process
-// ends; its directory is removed by the next process that starts one, since a package's tests have no last moment of their own.
+// Main is for TestMain: it runs the tests, closes the engine if one was started, and returns the exit code. Without it the engine is cut
+// off in the middle of what it does in the background, and the race detector, which ends a process as C does, brings it down for that.
+// What a process that was killed leaves in its directory is removed by the next one.
+func Main(m *testing.M) int {
+	code := m.Run()
+	if stop != nil {
+		if err := stop(); err != nil {
+			fmt.Fprintln(os.Stderr, "closing the test engine:", err)
+			return max(code, 1)
+		}
+	}
+	return code
+}
+
+// stop closes the engine; nil if none was started.
+var stop func() error
+
+// Start returns the base URL of the engine's HTTP interface, such as http://127.0.0.1:34567. The engine lives until Main has run all tests.
 func Start(t testing.TB) string {
 	t.Helper()
 	base, err := start()
@@ -75,7 +91,13 @@ var start = sync.OnceValues(func() (string, error) {
 		os.RemoveAll(dir)
 		return "", err
 	}
-	return httptest.NewServer(engine.Handler()).URL, nil
+	server := httptest.NewServer(engine.Handler())
+	stop = func() error {
+		server.CloseClientConnections()
+		server.Close()
+		return errors.Join(engine.Close(), os.RemoveAll(dir))
+	}
+	return server.URL, nil
 })
 
 const prefix = "hikyaku-chdbtest-"

@@ -41,3 +41,6 @@ func Config(t testing.TB) clickhouse.Config {
 
 // Namespace is one that no other test has.
 func Namespace() string { return "test-" + strings.ToLower(rand.Text()[:12]) }
+
+// Main is for TestMain: it runs the tests, closes the engine, and returns the exit code.
+func Main(m *testing.M) int { return chdbtest.Main(m) }
