@@ -1,7 +1,6 @@
 package clickhouse
 
 import (
-	"slices"
 	"strconv"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
@@ -36,9 +35,13 @@ func (t *PersonTable) Erased(userID string, e *event.Erasure) (where string, arg
 		return "user_id = {user:String} AND ingested_at <= {until:DateTime64(3)}",
 			[]any{clickhouse.Named("user", userID), clickhouse.Named("until", e.UnlinkedUntil.Format("2006-01-02 15:04:05.000"))}
 	}
-	of := func(end event.ErasedTopic) bool { return end.Topic == string(t.from) }
-	return "user_id = {user:String} AND kafka_offset < {end:Int64}",
-		[]any{clickhouse.Named("user", userID), clickhouse.Named("end", strconv.FormatInt(e.Ends[slices.IndexFunc(e.Ends, of)].Offset, 10))}
+	end := int64(0) // of a topic that the erasure does not name nothing goes
+	for _, of := range e.Ends {
+		if of.Topic == string(t.from) {
+			end = of.Offset
+		}
+	}
+	return "user_id = {user:String} AND kafka_offset < {end:Int64}", []any{clickhouse.Named("user", userID), clickhouse.Named("end", strconv.FormatInt(end, 10))}
 }
 
 // Erase is the statement, with its arguments, that removes these rows, or unlinks them

@@ -52,7 +52,7 @@ func (s *Sink) settle(ctx context.Context) error {
 }
 
 func (s *Sink) eraseAgain(ctx context.Context, people map[identity.ID]*event.Erasure) error {
-	looked := map[string]bool{}
+	looked, found := map[string]bool{}, false
 	for _, r := range s.open.records {
 		userID := string(r.Key)
 		if userID == "" || looked[userID] {
@@ -63,17 +63,18 @@ func (s *Sink) eraseAgain(ctx context.Context, people map[identity.ID]*event.Era
 		if x == nil {
 			continue
 		}
+		found = true
 		for _, t := range clickhouse.PersonTables {
 			query, args := t.Erase(userID, x)
 			if err := s.into.Exec(ctx, query, args...); err != nil {
 				return err
 			}
 		}
-		if err := schema.ForgetFunnels(func(query string) error { return s.into.Exec(ctx, query) }); err != nil {
-			return err
-		}
 	}
-	return nil
+	if !found {
+		return nil
+	}
+	return schema.ForgetFunnels(func(query string) error { return s.into.Exec(ctx, query) })
 }
 
 // stored returns those of the imports of whose events the open batch has some.
