@@ -107,7 +107,7 @@ func (s *Service) sinkInto(conn *clickhouse.Conn) {
 			return err
 		}
 		return s.imports.CaughtUpStable(ctx)
-	})
+	}, func(ctx context.Context) (kafka.Mark, error) { return s.cluster.Committed(ctx, topic.GroupSink) })
 	s.progress = sink.NewProgress(s.cluster, conn, s.tel.Registry, s.tel.Log)
 }
 

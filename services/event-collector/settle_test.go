@@ -17,6 +17,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse/clickhousetest"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/kafka"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
 	"github.com/hikyaku/hikyaku/services/internal/telemetry"
 )
@@ -49,9 +50,15 @@ func (d *standstill) Send(ctx context.Context, table string, names []string, col
 // stores what it has.
 func TestABatchThatIsStoredAfterWhatItHoldsWasRemovedIsSettled(t *testing.T) {
 	t.Parallel()
-	for name, unanswered := range map[string]bool{"stored": false, "stored, without an answer": true} {
+	for name, c := range map[string]struct{ unanswered, overtaken bool }{
+		"stored":                    {overtaken: true},
+		"stored, without an answer": {overtaken: true, unanswered: true},
+		// Who removes waits for this sink, and says how much there was.
+		"still its own": {},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			unanswered := c.unanswered
 			k := kafkatest.Start(t)
 			cluster := k.Cluster(t, topic.Importer)
 			conn := clickhousetest.Open(t)
@@ -82,7 +89,15 @@ func TestABatchThatIsStoredAfterWhatItHoldsWasRemovedIsSettled(t *testing.T) {
 			erased := sink.NewErased(namespace, cluster.Record)
 			newSink := func(into sink.Database, erased *sink.Erased) *sink.Sink {
 				s := sink.New(cluster, into, telemetry.New("sink", telemetry.Config{}, nil).Registry)
-				s.LeaveOut(erased, func(context.Context) error { return nil })
+				s.LeaveOut(erased, func(context.Context) error { return nil }, func(context.Context) (kafka.Mark, error) {
+					passed := kafka.Mark{}
+					for _, r := range records {
+						if name := cluster.NameOf(r.Topic); c.overtaken {
+							passed.Merge(kafka.Mark{name: {r.Partition: r.Offset + 1}})
+						}
+					}
+					return passed, nil
+				})
 				return s
 			}
 			sleeper := newSink(db, erased)
@@ -119,6 +134,13 @@ func TestABatchThatIsStoredAfterWhatItHoldsWasRemovedIsSettled(t *testing.T) {
 				require.Equal(t, 1, n)
 			} else {
 				require.NoError(t, err)
+			}
+			if !c.overtaken {
+				for _, table := range clickhouse.PersonTables {
+					require.NotZero(t, rows(t, conn, table.Name, "user_id = 'gone'"), table.Name)
+				}
+				require.NotZero(t, rows(t, conn, "event_rows", "source = 'import:"+undone.String()+"'"))
+				return
 			}
 			for _, table := range clickhouse.PersonTables {
 				require.Zero(t, rows(t, conn, table.Name, "user_id = 'gone'"), table.Name)

@@ -3,6 +3,7 @@ package sink
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -22,27 +23,30 @@ type open struct {
 }
 
 // settle removes again what the open batch has stored of people who were erased, and of
-// imports that were undone, since it was read. Who removes waits until the group has
-// passed what is to go; but a sink that stood still for so long that others took its
-// partitions still has such a batch in hand, and an insert cannot be told to fail for
-// that. Until it has succeeded the batch stays open. Once more is harmless.
+// imports that were undone, since it was read, after the group had passed it. Who removes
+// waits until the group has passed what is to go; but a sink that stood still for so long
+// that others took its partitions still has such a batch in hand, and an insert cannot be
+// told to fail for that. What the group has not passed is left to who removes, and counts
+// it. Until settle has succeeded the batch stays open. Once more is harmless.
 func (s *Sink) settle(ctx context.Context) error {
 	if s.open.records == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, insertPatience, fault.Transient(errNoAnswer))
-	defer cancel()
-	people := map[identity.ID]*event.Erasure{}
-	for _, x := range s.erased.since(s.open.erased) {
-		people[x.Person] = x
-	}
-	if len(people) > 0 {
-		if err := s.eraseAgain(ctx, people); err != nil {
+	erased, undone := s.erased.since(s.open.erased), s.undone.since(s.open.undone)
+	if len(erased)+len(undone) > 0 {
+		committed, err := s.committed(ctx)
+		if err != nil {
+			return err
+		}
+		overtaken := slices.DeleteFunc(slices.Clone(s.open.records), func(r *kgo.Record) bool {
+			return r.Offset >= committed[s.source.NameOf(r.Topic)][r.Partition]
+		})
+		ctx, cancel := context.WithTimeoutCause(ctx, insertPatience, fault.Transient(errNoAnswer))
+		defer cancel()
+		if err := s.eraseAgain(ctx, erased, overtaken); err != nil {
 			return fmt.Errorf("erasing who was erased while a batch was stored: %w", err)
 		}
-	}
-	if imports := s.undone.since(s.open.undone); len(imports) > 0 {
-		again := undoneEvents{s.stored(imports)}
+		again := undoneEvents{s.imported(undone, overtaken)}
 		if _, err := again.flush(ctx, s.into); err != nil {
 			return fmt.Errorf("removing the events of what was undone while a batch was stored: %w", err)
 		}
@@ -51,9 +55,13 @@ func (s *Sink) settle(ctx context.Context) error {
 	return nil
 }
 
-func (s *Sink) eraseAgain(ctx context.Context, people map[identity.ID]*event.Erasure) error {
+func (s *Sink) eraseAgain(ctx context.Context, erased []*event.Erasure, records []*kgo.Record) error {
+	people := map[identity.ID]*event.Erasure{}
+	for _, x := range erased {
+		people[x.Person] = x
+	}
 	looked, found := map[string]bool{}, false
-	for _, r := range s.open.records {
+	for _, r := range records {
 		userID := string(r.Key)
 		if userID == "" || looked[userID] {
 			continue
@@ -77,14 +85,17 @@ func (s *Sink) eraseAgain(ctx context.Context, people map[identity.ID]*event.Era
 	return schema.ForgetFunnels(func(query string) error { return s.into.Exec(ctx, query) })
 }
 
-// stored returns those of the imports of whose events the open batch has some.
-func (s *Sink) stored(imports []identity.ID) (found []identity.ID) {
+// imported returns those of the imports of whose events there are some among the records.
+func (s *Sink) imported(imports []identity.ID, records []*kgo.Record) (found []identity.ID) {
 	left := map[string]identity.ID{}
 	for _, id := range imports {
 		left[bySource+id.String()] = id
 	}
 	var e event.Event
-	for _, r := range s.open.records {
+	for _, r := range records {
+		if len(left) == 0 {
+			break
+		}
 		if s.source.NameOf(r.Topic) != topic.Events || r.Value == nil || s.source.Decode(r, &e) != nil {
 			continue // what cannot be read was not stored
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/clickhouse"
 	"github.com/hikyaku/hikyaku/services/internal/crash"
 	"github.com/hikyaku/hikyaku/services/internal/fault"
+	"github.com/hikyaku/hikyaku/services/internal/kafka"
 )
 
 // insertPatience ends one insert. It is below the time that a group waits for a
@@ -108,8 +109,10 @@ type Sink struct {
 	erased *Erased
 	undone *Undone
 	caught func(context.Context) error // erased and undone know of all that was known when it was called
-	open   open
-	shares []*share
+	// committed is up to where the group has passed each partition, whoever has its parts.
+	committed func(context.Context) (kafka.Mark, error)
+	open      open
+	shares    []*share
 	// shareRecords is the least that is made a part: leastShare.
 	shareRecords int
 	rows         *prometheus.CounterVec
@@ -120,7 +123,8 @@ type Sink struct {
 // of the classifiers, of which the last is the one to go by.
 func New(source Source, into Database, reg prometheus.Registerer, classifiers ...*classify.Classifier) *Sink {
 	s := &Sink{
-		source: source, into: into, erased: NewErased("", nil), undone: &Undone{}, caught: func(context.Context) error { return nil }, shareRecords: leastShare,
+		source: source, into: into, erased: NewErased("", nil), undone: &Undone{}, caught: func(context.Context) error { return nil },
+		committed: func(context.Context) (kafka.Mark, error) { return nil, nil }, shareRecords: leastShare,
 		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sink_rows_total", Help: "Rows inserted into ClickHouse, repeats included.",
 		}, []string{"table"}),
@@ -138,8 +142,10 @@ func New(source Source, into Database, reg prometheus.Registerer, classifiers ..
 
 // LeaveOut makes the sink leave out who was erased. It stores no batch until caught has
 // returned, which waits until all is known, here and in Undone, that was said before it
-// was called; and calls a batch stored when it has looked once more.
-func (s *Sink) LeaveOut(erased *Erased, caught func(context.Context) error) {
+// was called; and calls a batch stored when it has looked once more. Committed is how far
+// the sink's group is.
+func (s *Sink) LeaveOut(erased *Erased, caught func(context.Context) error, committed func(context.Context) (kafka.Mark, error)) {
+	s.committed = committed
 	s.erased, s.caught = erased, func(ctx context.Context) error {
 		if err := caught(ctx); err != nil {
 			return fault.Transient(fmt.Errorf("reading what was erased and undone: %w", err))
