@@ -29,7 +29,7 @@ func mutants() []mutant {
 			"	switch item.state {\n	case itemAnswered:\n		l.inHand--", "	if true {\n		return\n	}\n	switch item.state {\n	case itemAnswered:\n		l.inHand--",
 			internal, "./kafka", "TestEachMessageIsCalledOnceAndTheOffsetsReachTheEnd"},
 		{"I1", "the sink's offset moves although a table refused its rows", "services/event-collector/internal/sink/sink.go",
-			"		return 0, failed\n	}\n	if err := s.caught", "		return n, unreadable\n	}\n	if err := s.caught",
+			"		return 0, failed\n	}\n	if err := s.settle", "		return n, unreadable\n	}\n	if err := s.settle",
 			"services/event-collector", ".", "TestATableThatIsMissingStopsTheLine"},
 		{"I1", "what is in the spool is answered before it is synced", internal + "/spool/spool.go",
 			"	if err := s.o.sync(s.file); err != nil {\n		s.broken = true", "	if err := error(nil); err != nil {\n		s.broken = true",

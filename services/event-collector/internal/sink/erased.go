@@ -21,7 +21,7 @@ type Erased struct {
 	record    func(topic.Name, string, event.Record) (*kgo.Record, error)
 	mu        sync.RWMutex
 	people    map[identity.ID]*event.Erasure
-	said      []*event.Erasure // in the order in which they were taken in
+	said      said[*event.Erasure]
 }
 
 // NewErased knows nobody yet. Record makes the records that are stored instead of those
@@ -35,20 +35,7 @@ func (e *Erased) Put(x *event.Erasure) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.people[x.Person] = x
-	e.said = append(e.said, x)
-}
-
-// known is how many erasures were taken in; since returns those after so many.
-func (e *Erased) known() int {
-	e.mu.RLock()
-	defer e.mu.RUnlock()
-	return len(e.said)
-}
-
-func (e *Erased) since(known int) []*event.Erasure {
-	e.mu.RLock()
-	defer e.mu.RUnlock()
-	return e.said[known:]
+	e.said.add(x)
 }
 
 func (e *Erased) person(userID []byte) identity.ID {

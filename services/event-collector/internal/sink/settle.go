@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -15,6 +16,31 @@ import (
 	"github.com/hikyaku/hikyaku/services/internal/fault"
 )
 
+// said is what was said, in the order in which it was taken in.
+type said[T any] struct {
+	mu   sync.RWMutex
+	list []T
+}
+
+func (s *said[T]) add(x T) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.list = append(s.list, x)
+}
+
+// known is how much was taken in; since returns what came after so much.
+func (s *said[T]) known() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return len(s.list)
+}
+
+func (s *said[T]) since(known int) []T {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.list[known:]
+}
+
 // open is a batch that may have been stored, and what was known of removals when it was
 // read.
 type open struct {
@@ -22,17 +48,21 @@ type open struct {
 	erased, undone int
 }
 
-// settle removes again what the open batch has stored of people who were erased, and of
-// imports that were undone, since it was read, after the group had passed it. Who removes
-// waits until the group has passed what is to go; but a sink that stood still for so long
-// that others took its partitions still has such a batch in hand, and an insert cannot be
-// told to fail for that. What the group has not passed is left to who removes, and counts
-// it. Until settle has succeeded the batch stays open. Once more is harmless.
+// settle waits until all is known that was erased and undone by now. Then it removes
+// again what the open batch has stored of people who were erased, and of imports that were
+// undone, since it was read, after the group had passed it. Who removes waits until the
+// group has passed what is to go; but a sink that stood still for so long that others took
+// its partitions still has such a batch in hand, and an insert cannot be told to fail for
+// that. What the group has not passed is left to who removes, and counts it. Until settle
+// has succeeded the batch stays open. Once more is harmless.
 func (s *Sink) settle(ctx context.Context) error {
+	if err := s.caught(ctx); err != nil {
+		return fault.Transient(fmt.Errorf("reading what was erased and undone: %w", err))
+	}
 	if s.open.records == nil {
 		return nil
 	}
-	erased, undone := s.erased.since(s.open.erased), s.undone.since(s.open.undone)
+	erased, undone := s.erased.said.since(s.open.erased), s.undone.said.since(s.open.undone)
 	if len(erased)+len(undone) > 0 {
 		committed, err := s.committed(ctx)
 		if err != nil {

@@ -145,13 +145,7 @@ func New(source Source, into Database, reg prometheus.Registerer, classifiers ..
 // was called; and calls a batch stored when it has looked once more. Committed is how far
 // the sink's group is.
 func (s *Sink) LeaveOut(erased *Erased, caught func(context.Context) error, committed func(context.Context) (kafka.Mark, error)) {
-	s.committed = committed
-	s.erased, s.caught = erased, func(ctx context.Context) error {
-		if err := caught(ctx); err != nil {
-			return fault.Transient(fmt.Errorf("reading what was erased and undone: %w", err))
-		}
-		return nil
-	}
+	s.erased, s.caught, s.committed = erased, caught, committed
 }
 
 // Undone are the imports whose events the sink leaves out.
@@ -166,13 +160,10 @@ func (s *Sink) Handle(ctx context.Context, records []*kgo.Record) (int, error) {
 			sh.forget()
 		}
 	}()
-	if err := s.caught(ctx); err != nil {
+	if err := s.settle(ctx); err != nil { // the batch before, if it ended in an error
 		return 0, err
 	}
-	if err := s.settle(ctx); err != nil { // a batch that ended in an error
-		return 0, err
-	}
-	s.open = open{records, s.erased.known(), s.undone.known()}
+	s.open = open{records, s.erased.said.known(), s.undone.said.known()}
 	part := (len(records) + len(shares) - 1) / len(shares)
 	each(shares, func(i int, sh *share) {
 		sh.read, sh.unreadable = s.read(sh, records[min(i*part, len(records)):min((i+1)*part, len(records))])
@@ -203,9 +194,6 @@ func (s *Sink) Handle(ctx context.Context, records []*kgo.Record) (int, error) {
 		// I1: nothing is done, although other tables have their rows: they will be
 		// inserted again and shown once.
 		return 0, failed
-	}
-	if err := s.caught(ctx); err != nil {
-		return 0, err
 	}
 	if err := s.settle(ctx); err != nil {
 		return 0, err

@@ -25,7 +25,7 @@ const (
 type Undone struct {
 	mu      sync.RWMutex
 	sources map[string]bool
-	said    []identity.ID // in the order in which they were taken in
+	said    said[identity.ID]
 }
 
 // Put takes in what is said of an import.
@@ -40,21 +40,8 @@ func (u *Undone) Put(i *event.Import) {
 	}
 	if source := bySource + i.ImportID.String(); !u.sources[source] {
 		u.sources[source] = true
-		u.said = append(u.said, i.ImportID)
+		u.said.add(i.ImportID)
 	}
-}
-
-// known is how many imports were undone; since returns those after so many.
-func (u *Undone) known() int {
-	u.mu.RLock()
-	defer u.mu.RUnlock()
-	return len(u.said)
-}
-
-func (u *Undone) since(known int) []identity.ID {
-	u.mu.RLock()
-	defer u.mu.RUnlock()
-	return u.said[known:]
 }
 
 func (u *Undone) has(source string) bool {
