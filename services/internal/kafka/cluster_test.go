@@ -2,6 +2,7 @@ package kafka_test
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -286,6 +287,23 @@ func TestIdleAndAbortedPartitionsPassTheBarrier(t *testing.T) {
 	}, "the barrier never opened")
 	require.NoError(t, stop())
 	require.Equal(t, 1, handled, "the aborted record was handed over")
+}
+
+// Whoever is told to end does, though a batch is on its way to a broker that has not answered.
+func TestATransactionEndsWithItsContextWhileTheBrokerIsAway(t *testing.T) {
+	t.Parallel()
+	k := kafkatest.Start(t)
+	c := k.Cluster(t, topic.Collector)
+	r, err := c.Record(topic.Profiles, "a", &event.Profile{UserID: "a"})
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(contextOf(t))
+	k.Fake.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		k.Fake.KeepControl()
+		cancel()
+		return nil, errors.New("the connection is cut"), true
+	})
+	err = c.WriteOnce(ctx, "writer", func(context.Context) ([]*kgo.Record, error) { return []*kgo.Record{r}, nil })
+	require.Equal(t, fault.ClassTransient, fault.ClassOf(err), "%v", err)
 }
 
 // Whoever is told that something is committed finds it there: also by a client that has

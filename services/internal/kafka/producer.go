@@ -74,7 +74,10 @@ func Transact(ctx context.Context, cl *kgo.Client, records ...*kgo.Record) error
 
 // ProduceSync produces records in a transaction and returns when all are acknowledged, or
 // the first error. Whoever ends a transaction has to have produced by it: see known.
+// When ctx ends first, it closes the client: by itself that waits, for as long as a broker
+// is away, to learn what became of a batch that it has sent.
 func ProduceSync(ctx context.Context, cl *kgo.Client, records ...*kgo.Record) error {
+	defer context.AfterFunc(ctx, cl.Close)()
 	if err := cl.ProduceSync(ctx, records...).FirstErr(); err != nil {
 		return err
 	}
