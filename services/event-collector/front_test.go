@@ -509,8 +509,8 @@ func TestAClickIsRecordedAndLeadsToItsTarget(t *testing.T) {
 	require.False(t, e.EngagementID.IsZero())
 	require.True(t, e.OccurredAt.After(before) && !e.OccurredAt.After(time.Now()))
 	require.Len(t, e.UserAgent, 512)
-	require.GreaterOrEqual(t, e.LatencyMs, int64(90_000), "since the message was asked for")
-	require.Less(t, e.LatencyMs, int64(200_000))
+	require.GreaterOrEqual(t, e.LatencyMs, before.Sub(link.RequestedAt).Milliseconds(), "since the message was asked for")
+	require.LessOrEqual(t, e.LatencyMs, time.Since(link.RequestedAt).Milliseconds())
 	e.EngagementID, e.OccurredAt, e.UserAgent, e.LatencyMs = identity.ID{}, time.Time{}, "", 0
 	require.Equal(t, event.Engagement{MessageID: link.MessageID, RunID: link.RunID, CampaignID: "autumn", UserID: "u-1", Channel: "email",
 		Kind: "clicked", URL: target, Method: "GET", Network: "127.0.0.0/24", Referer: "https://mail.example/", Purpose: "prerender"}, e)
@@ -672,9 +672,11 @@ func TestASlowSenderTakesNobodysTurn(t *testing.T) {
 func TestManyWhoSendSlowlyKeepNobodyOut(t *testing.T) {
 	t.Parallel()
 	s := startIntake(t, func(c *Config) { c.Intake.Connections = 20 }).started()
+	// On connections of their own, each behind all that were opened before: one that is
+	// kept may be the one at rest for longest when many are accepted at once.
 	send := func() {
-		require.Equal(t, http.StatusOK, s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u","event":"x"}`), withKey).StatusCode)
-		require.Equal(t, http.StatusFound, s.do("GET", "/c/"+s.token(token.Click, target), nil, nil).StatusCode)
+		require.Equal(t, http.StatusOK, s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u","event":"x"}`), func(r *http.Request) { withKey(r); r.Close = true }).StatusCode)
+		require.Equal(t, http.StatusFound, s.do("GET", "/c/"+s.token(token.Click, target), nil, func(r *http.Request) { r.Close = true }).StatusCode)
 	}
 	var first net.Conn
 	for i := range 100 { // each begins a request, or says nothing at all
@@ -711,7 +713,13 @@ func TestSlowSendersOfMuchGiveWayToOthers(t *testing.T) {
 		require.NoError(t, err)
 		defer c.Close()
 		conns = append(conns, c)
-		_, err = io.WriteString(c, "POST /v1/batch HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\nAuthorization: Basic azE6\r\n\r\n"+part)
+		_, err = io.WriteString(c, "POST /v1/batch HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\nAuthorization: Basic azE6\r\nExpect: 100-continue\r\n\r\n")
+		require.NoError(t, err)
+		said := make([]byte, len("HTTP/1.1 100 Continue\r\n\r\n"))
+		_, err = io.ReadFull(c, said)
+		require.NoError(t, err)
+		require.Contains(t, string(said), "100 Continue", "it began before those who come later")
+		_, err = io.WriteString(c, part)
 		require.NoError(t, err)
 		if i%10 == 0 { // between them, and after them, others are taken in
 			require.Equal(t, http.StatusOK, s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u","event":"x"}`), withKey).StatusCode)
@@ -726,7 +734,7 @@ func TestSlowSendersOfMuchGiveWayToOthers(t *testing.T) {
 	resp.Body.Close()
 	require.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
 	require.Equal(t, "5", resp.Header.Get("Retry-After"))
-	require.LessOrEqual(t, s.reading(), 11.0)
+	kafkatest.Eventually(t, func() bool { return s.reading() <= 11 }, "more go on than there is room for")
 }
 
 func TestARequestInHandIsAnsweredAtTheEnd(t *testing.T) {
