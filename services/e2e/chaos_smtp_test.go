@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"fmt"
+	"maps"
 	"net"
 	"strings"
 	"sync"
@@ -13,7 +14,6 @@ import (
 
 // The moods of a mail server.
 const (
-	moodGood       = "good"
 	moodGreeting   = "421 at the greeting"
 	moodSession    = "421 in the session"
 	moodRecipient  = "451 for recipients"
@@ -31,8 +31,7 @@ type provider struct {
 	mu     sync.Mutex
 	ln     net.Listener
 	conns  map[net.Conn]bool
-	mood   string
-	left   int            // how often the mood shows before it turns good; -1: until told otherwise
+	left   map[string]int // how often a mood shows before it is over; -1: until told otherwise
 	shown  map[string]int // how often a mood has shown
 	copies map[string]int // whole messages by recipient, answered or not
 	silent map[string]int // those of them that were not answered
@@ -40,7 +39,7 @@ type provider struct {
 
 func newProvider(t *testing.T) *provider {
 	t.Helper()
-	p := &provider{t: t, conns: map[net.Conn]bool{}, mood: moodGood, left: -1, shown: map[string]int{}, copies: map[string]int{}, silent: map[string]int{}}
+	p := &provider{t: t, conns: map[net.Conn]bool{}, left: map[string]int{}, shown: map[string]int{}, copies: map[string]int{}, silent: map[string]int{}}
 	p.addr = freeAddr(t)
 	t.Cleanup(p.close)
 	return p
@@ -86,22 +85,22 @@ func (p *provider) close() {
 	}
 }
 
-// be changes the mood; times is how often it shows before the server is good
-// again, -1 for ever.
-func (p *provider) be(mood string, times int) {
+// be changes the moods to those given, each with how often it shows before it is over, -1
+// for ever. Without any the server is good.
+func (p *provider) be(moods map[string]int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.mood, p.left = mood, times
+	p.left = maps.Clone(moods)
 }
 
 // is tells whether the mood shows now, and notes that it does.
 func (p *provider) is(mood string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.mood != mood || p.left == 0 {
+	if p.left[mood] == 0 {
 		return false
 	}
-	p.left--
+	p.left[mood]--
 	p.shown[mood]++
 	return true
 }
@@ -170,7 +169,8 @@ func (p *provider) talk(c net.Conn) {
 					return
 				}
 			}
-			hangs, breaks := p.is(moodSilent), p.is(moodDownbroken)
+			hangs := p.is(moodSilent)
+			breaks := !hangs && p.is(moodDownbroken)
 			p.mu.Lock()
 			p.copies[to]++
 			if hangs || breaks {

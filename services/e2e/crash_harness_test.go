@@ -84,6 +84,8 @@ func newLane(root, t *testing.T, s *stack) *lane {
 	maps.Copy(inner.env, map[string]string{
 		"NAMESPACE": inner.namespace, "COLLECTOR_ADDR": collector, "TRACKING_URL": "http://" + collector, "HIKYAKU_DATA": root.TempDir(),
 		"LOG_LEVEL": "info", "SMTP_CONNECTIONS": fmt.Sprint(crashConnections), "TRANSACTION_BYTES": "65536", "STORE_CACHE_MIB": "8", "RETRY_BACKOFF": "100ms",
+		// What is answered is in Kafka, however busy the machine is, and not in the spool.
+		"INTAKE_ACK_TIMEOUT": "20s", "TRACKING_HIT_TIMEOUT": "20s",
 	})
 	type settings struct{ ClickHouse clickhouse.Config }
 	cfg, err := config.Load[settings](context.Background(), envconfig.MapLookuper(inner.env))
@@ -378,7 +380,7 @@ func (l *lane) begin(campaign string) <-chan started {
 	env := maps.Clone(l.env)
 	go func() {
 		var out, errs bytes.Buffer
-		code := console.Main([]string{"start", campaign, "--again", "--yes", "--json"}, envconfig.MapLookuper(env), strings.NewReader(""), &out, &errs)
+		code := console.Main([]string{"--timeout", deadline.String(), "start", campaign, "--again", "--yes", "--json"}, envconfig.MapLookuper(env), strings.NewReader(""), &out, &errs)
 		var got struct {
 			RunID string `json:"run_id"`
 		}

@@ -55,6 +55,7 @@ func TestAnImportKilledTwentyTimesHasEachRowOnce(t *testing.T) {
 
 	var mu sync.Mutex
 	var last event.Import
+	moved := make(chan struct{}, 1)
 	now := func() event.Import {
 		mu.Lock()
 		defer mu.Unlock()
@@ -66,23 +67,32 @@ func TestAnImportKilledTwentyTimesHasEachRowOnce(t *testing.T) {
 			return err
 		}
 		mu.Lock()
-		defer mu.Unlock()
 		last = e
+		mu.Unlock()
+		select {
+		case moved <- struct{}{}:
+		default:
+		}
 		return nil
 	})
 	go func() { _ = progress.Run(t.Context()) }()
 
 	importer := b.start(topic.Importer, 0)
 	for kill := range kills {
-		before, more := now().Rows, 1+rand.Int64N(2000)
-		b.eventually(fmt.Sprintf("progress before kill %d", kill), func() bool { return now().Rows >= min(before+more, rows) })
-		time.Sleep(time.Duration(rand.IntN(10)) * time.Millisecond)
+		for at, late := now().Rows+1+rand.Int64N(2000), time.After(deadline); now().Rows < min(at, rows); {
+			select {
+			case <-moved: // told, not looked for: in a while many rows are read
+			case <-late:
+				require.FailNow(t, "no progress", "before kill %d: %s", kill, b.overview())
+			}
+		}
 		if kill == kills/2 {
 			require.Equal(t, "reading", now().State, "the file is too short for so many kills")
 		}
 		importer.kill()
 	}
 	id := b.importEnds("imports/subscribers/all.csv", "done")
+	b.eventually("this reader knows it, too", func() bool { return now().State == "done" })
 	require.EqualValues(t, rows, now().Rows)
 	require.EqualValues(t, rejected, now().Rejected)
 

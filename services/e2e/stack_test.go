@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -30,6 +29,7 @@ import (
 	"github.com/hikyaku/hikyaku/deploy/embedded/outbox"
 	"github.com/hikyaku/hikyaku/schemas/topic"
 	"github.com/hikyaku/hikyaku/services/console"
+	processes "github.com/hikyaku/hikyaku/services/e2e/internal/process"
 	"github.com/hikyaku/hikyaku/services/internal/kafka/kafkatest"
 )
 
@@ -88,14 +88,13 @@ func newNamespace() string {
 
 const free = "127.0.0.1:0"
 
-// freeAddr is an address that must be known before anybody listens on it: the
-// one that is written into mails.
+// freeAddr is an address that must be known before anybody listens on it, or while nobody
+// does: the one that is written into mails, or that of who is away for a while.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", free)
+	addrs, err := processes.FreeAddrs(1)
 	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().String()
+	return addrs[0]
 }
 
 // request asks for a link as a mail client would and returns the status; it
@@ -179,7 +178,7 @@ func (s *stack) subjects() []string {
 func (s *stack) hikyaku(into any, args ...string) {
 	s.t.Helper()
 	var out, errs bytes.Buffer
-	code := console.Main(append(args, "--json"), envconfig.MapLookuper(s.env), strings.NewReader(""), &out, &errs)
+	code := console.Main(append([]string{"--timeout", deadline.String(), "--json"}, args...), envconfig.MapLookuper(s.env), strings.NewReader(""), &out, &errs)
 	require.Zero(s.t, code, "hikyaku %s: %s", strings.Join(args, " "), errs.String())
 	if into != nil {
 		require.NoError(s.t, json.Unmarshal(out.Bytes(), into), out.String())
