@@ -464,7 +464,7 @@ func TestCancelledRunBalances(t *testing.T) {
 	s.provision()
 	s.services()
 	s.define("")
-	people := makePopulation(5000)
+	people := makePopulation(8000)
 	s.drop(people)
 	var started struct {
 		RunID string `json:"run_id"`

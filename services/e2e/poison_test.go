@@ -284,18 +284,25 @@ func TestPoisonInEveryTopicStopsNobodyElse(t *testing.T) {
 	b.requireOneMailEach(33) // one of them was sent, and nobody can read that it was
 
 	// All are listed, with the reason in words; each reader of a topic has its own.
-	letters := b.deadLetters()
+	var letters []deadLetter
+	parked := func(what string, is func(deadLetter) bool) {
+		t.Helper()
+		b.eventually(what, func() bool {
+			letters = b.deadLetters()
+			return slices.ContainsFunc(letters, is)
+		})
+	}
 	for _, row := range topic.Catalogue() {
 		for _, g := range row.Readers {
 			service, _, _ := strings.Cut(string(g), ".")
-			require.True(t, slices.ContainsFunc(letters, func(l deadLetter) bool { return l.Service == service && l.Topic == string(row.Name) }), "%s parked nothing of %s", service, row.Name)
+			parked(fmt.Sprintf("%s has parked something of %s", service, row.Name), func(l deadLetter) bool { return l.Service == service && l.Topic == string(row.Name) })
 		}
 	}
 	says := func(service, user, reason string) {
 		t.Helper()
-		require.True(t, slices.ContainsFunc(letters, func(l deadLetter) bool {
+		parked(fmt.Sprintf("%s says %q of %s", service, reason, user), func(l deadLetter) bool {
 			return l.Service == service && l.UserID == user && strings.Contains(l.Reason, reason) && l.State == "open"
-		}), "%s says nothing like %q of %s: %+v", service, reason, user, letters)
+		})
 	}
 	says(topic.Resolver, candidate, "what is kept of the person in profiles cannot be read")
 	says(topic.Renderer, request, "decoding message-requests.bulk/")
@@ -333,14 +340,18 @@ func TestPoisonInEveryTopicStopsNobodyElse(t *testing.T) {
 	b.requireOneMailEach(36)
 
 	// What is still poison is parked again and says so; nothing is replayed twice.
-	again := map[string]bool{}
-	for _, l := range b.deadLetters("--run", started.RunID) {
-		require.NotEmpty(t, l.ReplayOf, "%+v", l)
-		if l.Service != topic.Collector {
-			again[l.UserID] = true
+	again := func() map[string]bool {
+		of := map[string]bool{}
+		for _, l := range b.deadLetters("--run", started.RunID) {
+			require.NotEmpty(t, l.ReplayOf, "%+v", l)
+			if l.Service != topic.Collector {
+				of[l.UserID] = true
+			}
 		}
+		return of
 	}
-	require.Equal(t, map[string]bool{request: true, schema: true, message: true, retry: true}, again)
+	b.eventually("four are parked again", func() bool { return len(again()) == 4 })
+	require.Equal(t, map[string]bool{request: true, schema: true, message: true, retry: true}, again())
 	b.hikyaku(nil, "dead-letters", "drop", "--all", "--yes", "--because", "seen")
 	require.Empty(t, b.deadLetters())
 	bal = b.balance(started.RunID)
