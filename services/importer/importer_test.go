@@ -610,7 +610,7 @@ func TestThreeImportersImportEachObjectOnce(t *testing.T) {
 // go on, or breaks it off, or both.
 type slow struct {
 	*httptest.Server
-	after  int64         // bytes of each body that are let through at once
+	after  int64         // bytes that are let through at once: of the object if it waits, else of each body
 	gate   chan struct{} // closed: no more waiting
 	waits  bool          // for the gate
 	cuts   bool          // breaks off
@@ -627,7 +627,15 @@ func newSlow(t *testing.T, after int64, waits, cuts bool) *slow {
 	proxy.ModifyResponse = func(r *http.Response) error {
 		if r.Request.Method == http.MethodGet && r.StatusCode == http.StatusPartialContent {
 			s.bodies.Add(1)
-			r.Body = &slowBody{ReadCloser: r.Body, s: s, left: s.after}
+			body := &slowBody{ReadCloser: r.Body, s: s, left: s.after}
+			if waits { // whoever is tired of waiting and asks again gets no more
+				var first int64
+				if _, err := fmt.Sscanf(r.Header.Get("Content-Range"), "bytes %d-", &first); err != nil {
+					return err
+				}
+				body.left -= first
+			}
+			r.Body = body
 		}
 		return nil
 	}
@@ -740,8 +748,8 @@ func TestAnObjectThatChangesWhileItIsReadFails(t *testing.T) {
 				write = s.drop
 			}
 			write("a.csv", file(5000))
-			proxy := newSlow(t, 60000, true, true)
-			svc := s.importer("0", func(cfg *Config, _ *timing) { cfg.S3.Endpoint = proxy.URL })
+			proxy := newSlow(t, 100000, true, true)
+			svc := s.importer("0", func(cfg *Config, times *timing) { cfg.S3.Endpoint, times.batch = proxy.URL, time.Millisecond })
 			s.run(svc, time.Second)
 			kafkatest.Eventually(t, func() bool { return testutil.ToFloat64(svc.metrics.rows) > 0 }, "no rows")
 			write("a.csv", file(700))
@@ -756,12 +764,22 @@ func TestAnObjectThatChangesWhileItIsReadFails(t *testing.T) {
 	}
 }
 
-// drop writes into the gateway's folder, as a person would.
+// drop puts a file into the gateway's folder, as a person would.
 func (s *stage) drop(name, body string) {
+	s.t.Helper()
+	s.dropOf(time.Now(), name, body)
+}
+
+// dropOf drops a file that was written at a time. It is there at once, whole: whoever
+// looks all the time must not take it while it has another size or time.
+func (s *stage) dropOf(at time.Time, name, body string) {
 	s.t.Helper()
 	path := filepath.Join(gateway.Folder(), filepath.FromSlash(s.prefix), name)
 	require.NoError(s.t, os.MkdirAll(filepath.Dir(path), 0o755))
-	require.NoError(s.t, os.WriteFile(path, []byte(body), 0o644))
+	written := filepath.Join(s.t.TempDir(), "dropped")
+	require.NoError(s.t, os.WriteFile(written, []byte(body), 0o644))
+	require.NoError(s.t, os.Chtimes(written, at, at))
+	require.NoError(s.t, os.Rename(written, path))
 }
 
 // A file being copied into the folder is not taken before it is whole, and a
@@ -811,10 +829,9 @@ func definitionsOf(t *testing.T, svc *Service) (end func()) {
 func TestALaterFileMakesUpTheSegmentWhicheverIsReadLast(t *testing.T) {
 	s := newStage(t)
 	s.define(s.people("people"))
-	s.drop("old.csv", file(10))
-	s.drop("new.csv", file(20))
 	at := time.Now().Add(-time.Hour)
-	require.NoError(t, os.Chtimes(filepath.Join(gateway.Folder(), s.prefix, "old.csv"), at, at))
+	s.dropOf(at, "old.csv", file(10))
+	s.drop("new.csv", file(20))
 	svc := s.importer("0", nil)
 	s.run(svc, time.Second)
 	s.until(svc, "old.csv", importfile.StatePublished)
@@ -825,9 +842,7 @@ func TestALaterFileMakesUpTheSegmentWhicheverIsReadLast(t *testing.T) {
 	require.Equal(t, []identity.ID{later.ImportID}, s.segment())
 
 	// One that was announced earlier and comes later is superseded.
-	s.drop("late.csv", file(30))
-	at = at.Add(time.Minute)
-	require.NoError(t, os.Chtimes(filepath.Join(gateway.Folder(), s.prefix, "late.csv"), at, at))
+	s.dropOf(at.Add(time.Minute), "late.csv", file(30))
 	kafkatest.Eventually(t, func() bool {
 		imp, ok := s.latest()["late.csv"]
 		return ok && importfile.Ended(imp.State)

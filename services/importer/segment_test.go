@@ -176,15 +176,18 @@ func TestASegmentNamesEachImportThatEnds(t *testing.T) {
 	spec := s.people("add")
 	spec.Segment.Mode = definition.SegmentAdd
 	s.define(spec)
-	svc := s.importer("0", nil)
+	svc := s.importer("0", func(_ *Config, times *timing) { times.takeover = time.Hour })
 	s.run(svc, time.Second)
 	s.put("a.csv", file(3))
 	a := s.until(svc, "a.csv", importfile.StateDone)
 
-	// Another instance is about to point the segment at b; this one at a, again.
+	// Another instance, which has b, is about to point the segment at it; this one at a, again.
+	cfg := s.kafka.Config()
+	cfg.Instance = "1"
+	other := s.kafka.ClusterWith(t, topic.Importer, cfg)
 	b := a
 	b.ImportID, b.Key, b.State, b.AnnouncedAt = identity.Hash("b"), s.prefix+"b.csv", importfile.StateLoaded, a.AnnouncedAt.Add(time.Second)
-	r, err := s.cluster.Record(topic.Imports, b.ImportID.String(), &b)
+	r, err := other.Owned(topic.Imports, b.ImportID.String(), &b)
 	require.NoError(t, err)
 	s.kafka.Produce(t, r)
 	ctx, cancel := context.WithTimeout(context.Background(), kafkatest.Patience)

@@ -200,9 +200,10 @@ func TestKilledBrokerKeepsWhatItAcknowledged(t *testing.T) {
 
 func TestCleanStopKeepsAnOpenTransactionOpen(t *testing.T) {
 	t.Parallel()
-	dir, port := t.TempDir(), freePort(t)
-	first, err := kafka.Open(within(t), kafka.Options{Dir: dir, Addr: port})
+	dir := t.TempDir()
+	first, err := kafka.Open(within(t), kafka.Options{Dir: dir, Addr: "127.0.0.1:0"})
 	require.NoError(t, err)
+	port := first.Addr()
 	createTopic(t, port, "shop.profiles", map[string]string{"cleanup.policy": "compact", "retention.ms": "-1"})
 	produceTo(t, port, "shop.profiles", "alice=old", "alice=committed")
 	tx := client(t, port, kgo.TransactionalID("shop.resolver-0"))
@@ -219,14 +220,6 @@ func TestCleanStopKeepsAnOpenTransactionOpen(t *testing.T) {
 
 	third := open(t, kafka.Options{Dir: dir})
 	assert.Equal(t, []string{"alice=committed"}, committed(t, third.Addr(), "shop.profiles"), "compacted at the next start")
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, l.Close())
-	return l.Addr().String()
 }
 
 func TestEmptiedPartitionKeepsItsEnd(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,9 +27,12 @@ func TestAKilledBrokerKnowsTheMembersOfItsGroups(t *testing.T) {
 	createTopic(t, b.Addr(), "shop.a", nil)
 	createTopic(t, b.Addr(), "shop.b", nil)
 	names := []string{"sender-0", "sender-1"}
-	for _, name := range names {
+	clients, assigned := make([]*kgo.Client, len(names)), make([]atomic.Int32, len(names))
+	for i, name := range names {
 		cl := client(t, b.Addr(), kgo.ConsumerGroup("shop.sender"), kgo.InstanceID(name), kgo.ConsumeTopics("shop.a", "shop.b"),
-			kgo.Balancers(kgo.RoundRobinBalancer()), kgo.SessionTimeout(20*time.Second), kgo.HeartbeatInterval(100*time.Millisecond))
+			kgo.Balancers(kgo.RoundRobinBalancer()), kgo.SessionTimeout(20*time.Second), kgo.HeartbeatInterval(100*time.Millisecond),
+			kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, got map[string][]int32) { assigned[i].Store(int32(len(got))) }))
+		clients[i] = cl
 		ctx, stop := context.WithCancel(context.Background())
 		t.Cleanup(stop)
 		go func() {
@@ -54,7 +58,16 @@ func TestAKilledBrokerKnowsTheMembersOfItsGroups(t *testing.T) {
 	require.Eventually(t, func() bool {
 		var g kadm.DescribedGroup
 		g, before = members(b.Addr())
-		return g.State == "Stable" && len(before) == len(names)
+		if g.State != "Stable" || len(before) != len(names) {
+			return false
+		}
+		// They know it, too: a member that has yet to ask for its share joins once more.
+		for i := range assigned {
+			if assigned[i].Load() != 1 {
+				return false
+			}
+		}
+		return true
 	}, 30*time.Second, 10*time.Millisecond)
 
 	killed := filepath.Join(t.TempDir(), "kafka")
@@ -80,6 +93,7 @@ func TestAKilledBrokerKnowsTheMembersOfItsGroups(t *testing.T) {
 		kill()
 	}
 
+	clients[0].Close() // it would join again; of itself a static member does not leave
 	left := kadm.LeaveGroup("shop.sender").InstanceIDs(names[0])
 	_, err := kadm.NewClient(client(t, b.Addr())).LeaveGroup(within(t), left)
 	require.NoError(t, err)

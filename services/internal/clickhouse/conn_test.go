@@ -3,11 +3,11 @@ package clickhouse_test
 import (
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -47,17 +47,13 @@ func TestTheURLIsChecked(t *testing.T) {
 
 func TestAwayIsTransient(t *testing.T) {
 	t.Parallel()
-	refused, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	refused.Close()
+	const refused = "127.0.0.1:1" // where nobody listens, nor gets to by asking for any port
 	gateway := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }))
 	defer gateway.Close()
 	hangup := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
 	defer hangup.Close()
 	for name, url := range map[string]string{
-		"refused": "http://" + refused.Addr().String(), "refused native": "clickhouse://" + refused.Addr().String(), "a gateway's answer": gateway.URL, "hung up": hangup.URL,
+		"refused": "http://" + refused, "refused native": "clickhouse://" + refused, "a gateway's answer": gateway.URL, "hung up": hangup.URL,
 	} {
 		c, err := clickhouse.Open(clickhouse.DefaultConfig(url), "ns")
 		if err != nil {
@@ -89,13 +85,17 @@ func TestOurOwnCancellationIsNotTheServersFault(t *testing.T) {
 
 func TestAwaitSaysThatItWaitsAndRecoversByItself(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
-	c, err := clickhouse.Open(clickhouse.DefaultConfig("http://"+address), "default")
+	// It comes up later: what listens here forwards to the engine then.
+	engine := strings.TrimPrefix(clickhousetest.Config(t).URL, "http://")
+	var up atomic.Bool
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !up.Load() {
+			panic(http.ErrAbortHandler)
+		}
+		forward(w, r, engine)
+	}))
+	defer server.Close()
+	c, err := clickhouse.Open(clickhouse.DefaultConfig(server.URL), "default")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,14 +110,7 @@ func TestAwaitSaysThatItWaitsAndRecoversByItself(t *testing.T) {
 		case <-time.After(time.Millisecond):
 		}
 	}
-	// It comes up: what listens there forwards to the engine.
-	engine := strings.TrimPrefix(clickhousetest.Config(t).URL, "http://")
-	l, err = net.Listen("tcp", address)
-	if err != nil {
-		t.Skipf("somebody else took the port: %v", err)
-	}
-	defer l.Close()
-	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { forward(w, r, engine) }))
+	up.Store(true)
 	select {
 	case err := <-ready:
 		if err != nil || len(tel.Health.NotReady()) != 0 {

@@ -449,10 +449,7 @@ func TestRecoverySeesBehindAnotherWritersTransaction(t *testing.T) {
 	t.Parallel()
 	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	c := k.Cluster(t, "resolver")
-	txn, err := c.TransactionalProducer("resolver-0")
-	require.NoError(t, err)
-	defer txn.Close()
-	require.NoError(t, txn.BeginTransaction())
+	txn := hanging(t, k)
 	for part := range int32(4) {
 		r, err := c.RecordAt(topic.Outcomes, part, "x", &event.Outcome{UserID: "x", Outcome: "rendered"})
 		require.NoError(t, err)
@@ -520,7 +517,7 @@ func TestZombieNeitherClaimsNorCalls(t *testing.T) {
 			<-paused
 			holdHeartbeats(k, "sender-a")
 			heir := &provider{}
-			b := send(t, k, heir, asInstance("b"), session(time.Second))
+			b := send(t, k, heir, asInstance("b")) // whose own session must not end
 			requireAtRest(t, k)
 			require.Zero(t, zombie.total())
 			before := committed(t, k)
@@ -596,21 +593,18 @@ func TestWindowBoundsWhatAKillCanLeaveUncertain(t *testing.T) {
 func TestRetriesWaitForTheirTimeAndBlockNobody(t *testing.T) {
 	t.Parallel()
 	k := kafkatest.Start(t)
-	var early atomic.Int64
-	p := &provider{answer: func(_ context.Context, m *event.Message, _ int) (string, error) {
-		if m.NotBefore != nil && time.Now().Before(*m.NotBefore) {
-			early.Add(1)
+	var due atomic.Bool // no clock decides: before, it is always a moment too early
+	p := &provider{spare: func(m *event.Message) (string, error) {
+		if m.Attempt == 2 && !due.Load() {
+			return "", fault.NotBefore(time.Now().Add(50 * time.Millisecond))
 		}
-		return "accepted", nil
+		return "", nil
 	}}
 	send(t, k, p)
-	first := put(t, k, 1, func(_ int, m *event.Message) { m.UserID = "first" })
-	kafkatest.Eventually(t, func() bool { return p.asked()[first[0]] == 1 }, "the sender is not at work")
-	// Long, compared with what the others take once the sender is at work.
-	due := time.Now().Add(5 * time.Second)
+	past := time.Now().Add(-time.Hour) // it puts them in the topic of the retries
 	retries := put(t, k, 8, func(i int, m *event.Message) {
 		m.UserID = fmt.Sprintf("later-%d", i)
-		m.NotBefore = &due
+		m.NotBefore = &past
 		m.Attempt = 2
 	})
 	users := put(t, k, 40, nil)
@@ -622,9 +616,11 @@ func TestRetriesWaitForTheirTimeAndBlockNobody(t *testing.T) {
 		}
 		return true
 	}, "the others")
-	require.True(t, time.Now().Before(due), "the others were held up")
+	for _, u := range retries {
+		require.Zero(t, p.asked()[u], "it is not its time yet")
+	}
+	due.Store(true)
 	requireAtRest(t, k)
-	require.Zero(t, early.Load())
 	for _, u := range retries {
 		require.Equal(t, 1, p.asked()[u])
 	}
@@ -1098,14 +1094,25 @@ func TestSecondProcessOfTheSameNameEndsTheFirst(t *testing.T) {
 	t.Parallel()
 	k := kafkatest.Start(t, kafkatest.AnyBroker())
 	users := put(t, k, 300, nil)
-	slow := func(context.Context, *event.Message, int) (string, error) {
-		time.Sleep(2 * time.Millisecond)
+	called := make(chan struct{}) // by the second
+	var once sync.Once
+	first, second := &provider{}, &provider{answer: func(context.Context, *event.Message, int) (string, error) {
+		once.Do(func() { close(called) })
+		return "accepted", nil
+	}}
+	// Else it might be done with all of them before the second has come.
+	first.answer = func(ctx context.Context, _ *event.Message, _ int) (string, error) {
+		if first.total() > 20 {
+			select {
+			case <-called:
+			case <-ctx.Done():
+			}
+		}
 		return "accepted", nil
 	}
-	first, second := &provider{answer: slow}, &provider{answer: slow}
-	a := send(t, k, first, session(time.Second), connections(2))
+	a := send(t, k, first, connections(2))
 	kafkatest.Eventually(t, func() bool { return first.total() > 20 }, "no calls")
-	send(t, k, second, session(time.Second), connections(2))
+	send(t, k, second, connections(2))
 	require.ErrorContains(t, a.wait(), "fenced by its own name")
 	require.Equal(t, fault.ClassFatal, fault.ClassOf(a.err))
 	requireAtRest(t, k)

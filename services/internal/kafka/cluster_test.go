@@ -195,6 +195,18 @@ func TestATableFollowsItsTopic(t *testing.T) {
 	require.ErrorContains(t, table.CaughtUp(ctx), "has ended", "nobody will ever apply it")
 }
 
+// hanging is a producer that has begun a transaction, which the broker does not end for as
+// long as a test may take.
+func hanging(t testing.TB, k *kafkatest.Kafka) *kgo.Client {
+	t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(k.Config().Brokers...), kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.TransactionalID(k.Config().Namespace+".hanging"), kgo.TransactionTimeout(10*time.Minute))
+	require.NoError(t, err)
+	t.Cleanup(cl.Close)
+	require.NoError(t, cl.BeginTransaction())
+	return cl
+}
+
 // A service that starts does not wait for another's transaction, whose owner may hang.
 func TestATableIsCaughtUpBesideAnOpenTransaction(t *testing.T) {
 	t.Parallel()
@@ -202,11 +214,8 @@ func TestATableIsCaughtUpBesideAnOpenTransaction(t *testing.T) {
 	c := k.Cluster(t, topic.Renderer)
 	ctx := contextOf(t)
 	k.Produce(t, tick(t, c, 0, 1))
-	hanging, err := c.TransactionalProducer("hanging")
-	require.NoError(t, err)
-	defer hanging.Close()
-	require.NoError(t, hanging.BeginTransaction())
-	require.NoError(t, hanging.ProduceSync(ctx, tick(t, c, 0, 2)).FirstErr())
+	txn := hanging(t, k)
+	require.NoError(t, txn.ProduceSync(ctx, tick(t, c, 0, 2)).FirstErr())
 
 	seen := 0
 	table := c.Table([]topic.Name{topic.Ticks}, func(*kgo.Record) error { seen++; return nil })
@@ -214,8 +223,7 @@ func TestATableIsCaughtUpBesideAnOpenTransaction(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- table.Run(runCtx) }()
 	require.NoError(t, table.CaughtUpStable(ctx))
-	// (It would fail, had it timed out meanwhile.)
-	require.NoError(t, hanging.EndTransaction(ctx, kgo.TryCommit))
+	require.NoError(t, txn.EndTransaction(ctx, kgo.TryCommit))
 	require.NoError(t, table.CaughtUp(ctx))
 	stop()
 	require.NoError(t, <-ended)

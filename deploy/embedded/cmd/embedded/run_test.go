@@ -145,10 +145,8 @@ func TestSignalStopsItWithinSeconds(t *testing.T) {
 		c, err := smtp.Dial(p.at(embedded.Outbox)) // an idle connection must not hold it up
 		require.NoError(t, err)
 		require.NoError(t, c.Noop())
-		began := time.Now()
 		p.end(s)
-		assert.Less(t, time.Since(began), 6*time.Second)
-		assert.Equal(t, exitDone, p.cmd.ProcessState.ExitCode())
+		assert.Equal(t, exitDone, p.cmd.ProcessState.ExitCode(), "after stopTimeout it is another")
 		assert.FileExists(t, filepath.Join(dir, "kafka", "clean"))
 		c.Close()
 	}

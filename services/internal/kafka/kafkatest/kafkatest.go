@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -188,8 +190,8 @@ func (k *Kafka) Provision(t testing.TB, p int) provision.Report {
 // Config is that of a service's instance 0; change Instance for another.
 func (k *Kafka) Config() kafka.Config { return k.cfg }
 
-// Away stops the broker. It comes back at the same address, with what it held only
-// if it has a kfake.DataDir.
+// Away stops the broker. It comes back at the same address, which nobody else gets
+// meanwhile, with what it held only if it has a kfake.DataDir.
 func (k *Kafka) Away(t testing.TB) (back func()) {
 	t.Helper()
 	_, port, err := net.SplitHostPort(k.Fake.ListenAddrs()[0])
@@ -197,12 +199,33 @@ func (k *Kafka) Away(t testing.TB) (back func()) {
 	n, err := strconv.Atoi(port)
 	require.NoError(t, err)
 	k.Fake.Close()
+	free := hold(t, n)
 	return func() {
 		t.Helper()
-		fake, err := kfake.NewCluster(append(slices.Clone(k.opts), kfake.Ports(n))...)
-		require.NoError(t, err)
-		k.Fake = fake
+		free()
+		Eventually(t, func() bool {
+			fake, err := kfake.NewCluster(append(slices.Clone(k.opts), kfake.Ports(n))...)
+			if err == nil {
+				k.Fake = fake
+			}
+			return err == nil
+		}, "the broker does not come back at port %d: has somebody taken it?", n)
 	}
+}
+
+// hold has a port of this machine and does not listen, so that whoever calls is refused
+// and the system gives the port to nobody who asks for any.
+func hold(t testing.TB, port int) (free func()) {
+	t.Helper()
+	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	require.NoError(t, err)
+	syscall.CloseOnExec(socket)
+	free = sync.OnceFunc(func() { _ = syscall.Close(socket) })
+	t.Cleanup(free)
+	// Connections of the broker that has ended are not quite gone.
+	require.NoError(t, syscall.SetsockoptInt(socket, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1))
+	require.NoError(t, syscall.Bind(socket, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}))
+	return free
 }
 
 // AwaitMembers waits until the group is stable with n members, and returns their ids.
