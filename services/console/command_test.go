@@ -68,7 +68,7 @@ func TestWhatIsAwayIsExitThreeWithinTheTimeout(t *testing.T) {
 		a := call(t, env, append(c.args, "--timeout", "1s")...)
 		require.Equal(t, exitMissing, a.code, c.args)
 		require.Contains(t, a.err, c.says)
-		require.Less(t, time.Since(begun), 5*time.Second, c.args)
+		require.Less(t, time.Since(begun), 10*time.Second, "%v waits as long as without --timeout", c.args)
 		require.Empty(t, a.out)
 	}
 }
@@ -78,9 +78,12 @@ func TestANamespaceThatNobodyProvisionedIsSaidToBeOne(t *testing.T) {
 	k := kafkatest.Start(t, kafkatest.Bare())
 	env := map[string]string{"KAFKA_BROKERS": strings.Join(k.Config().Brokers, ","), "SCHEMA_REGISTRY_URL": k.Config().RegistryURL,
 		"CLICKHOUSE_URL": clickhousetest.Config(t).URL, "NAMESPACE": "nowhere"}
-	a := call(t, env, "get", "campaign", "--timeout", "1s")
+	var a answer
+	kafkatest.Eventually(t, func() bool {
+		a = call(t, env, "get", "campaign", "--timeout", "1s") // in which a busy machine may not even have asked
+		return strings.Contains(a.err, "provision makes them")
+	}, "it is not said")
 	require.Equal(t, exitMissing, a.code)
-	require.Contains(t, a.err, "provision makes them")
 	a = call(t, env, "funnel", "x")
 	require.Equal(t, exitMissing, a.code)
 	require.Contains(t, a.err, "has provision run")

@@ -34,12 +34,12 @@ func TestMain(m *testing.M) {
 }
 
 // child starts the sender as a process of its own.
-func (s *stage) child(instance string) *os.Process {
+func (s *stage) child(instance string, session time.Duration) *os.Process {
 	s.t.Helper()
 	cfg := s.k.Config()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "TEST_BE_THE_SENDER=1", "INSTANCE="+instance, "SMTP_ADDR="+s.server.Addr, "SMTP_CONNECTIONS=4", "RETRY_BACKOFF=50ms",
-		"KAFKA_BROKERS="+strings.Join(cfg.Brokers, ","), "SCHEMA_REGISTRY_URL="+cfg.RegistryURL, "NAMESPACE="+cfg.Namespace, "KAFKA_SESSION_TIMEOUT=1s")
+		"KAFKA_BROKERS="+strings.Join(cfg.Brokers, ","), "SCHEMA_REGISTRY_URL="+cfg.RegistryURL, "NAMESPACE="+cfg.Namespace, "KAFKA_SESSION_TIMEOUT="+session.String())
 	if testing.Verbose() {
 		cmd.Stderr = os.Stderr
 	}
@@ -85,17 +85,38 @@ func (s *stage) ledger(who []string, policy string) (uncertain int) {
 	return uncertain
 }
 
-func slowly(string, int) string {
+// slow is a mail server that takes its time and, having taken as many messages as it
+// may, lets the others wait: whoever watches it is never too late to find somebody at work.
+type slow struct {
+	may chan struct{} // one each
+	n   int           // put into it so far
+}
+
+func newSlow(most int) *slow { return &slow{may: make(chan struct{}, most)} }
+
+func (s *slow) end(string, int) string {
+	<-s.may
 	time.Sleep(time.Duration(rand.IntN(4000)) * time.Microsecond)
 	return fake.Accept
 }
+
+// upTo allows n messages in all.
+func (s *slow) upTo(n int) {
+	for ; s.n < n; s.n++ {
+		s.may <- struct{}{}
+	}
+}
+
+// all allows whatever comes.
+func (s *slow) all() { close(s.may) }
 
 // kill -9 at any instant: under at_most_once nobody gets two copies, nobody is
 // forgotten, and only who may have been asked is uncertain.
 func TestKilledAtAnyInstant(t *testing.T) {
 	for _, policy := range []string{"at_most_once", "at_least_once"} {
 		t.Run(policy, func(t *testing.T) {
-			s := newStage(t, fake.Script{End: slowly})
+			slow := newSlow(1500)
+			s := newStage(t, fake.Script{End: slow.end})
 			var who []string
 			for i := range 1500 {
 				who = append(who, fmt.Sprintf("p%04d", i))
@@ -103,14 +124,16 @@ func TestKilledAtAnyInstant(t *testing.T) {
 			s.write(func(m *event.Message) { m.Policy = policy }, who...)
 			const kills = 8
 			for range kills {
-				p := s.child("0")
-				before := s.server.Accepted()
-				kafkatest.Eventually(t, func() bool { return s.server.Accepted() > before+1+rand.IntN(100) }, "the sender does not come back")
+				p := s.child("0", 15*time.Second)
+				enough := s.server.Accepted() + 2 + rand.IntN(100)
+				slow.upTo(enough + 60) // in all at most 8 × 162: some are left for each child
+				kafkatest.Eventually(t, func() bool { return s.server.Accepted() >= enough }, "the sender does not come back")
 				require.NoError(t, p.Kill())
 				_, err := p.Wait()
 				require.NoError(t, err)
 			}
-			s.child("0")
+			slow.all()
+			s.child("0", 15*time.Second)
 			uncertain := s.ledger(who, policy)
 			require.LessOrEqual(t, uncertain, kills*2*4, "more than the window for each kill")
 			t.Logf("%d kills, %d uncertain", kills, uncertain)
@@ -121,17 +144,21 @@ func TestKilledAtAnyInstant(t *testing.T) {
 // A sender that is stopped past its session and wakes up again finds that others
 // have its partitions, and calls nobody.
 func TestPausedPastItsSession(t *testing.T) {
-	s := newStage(t, fake.Script{End: slowly})
+	slow := newSlow(1500)
+	slow.upTo(400)
+	s := newStage(t, fake.Script{End: slow.end})
 	var who []string
 	for i := range 1500 {
 		who = append(who, fmt.Sprintf("p%04d", i))
 	}
 	s.write(nil, who...)
-	a := s.child("a")
+	const session = 3 * time.Second
+	a := s.child("a", session)
 	kafkatest.Eventually(t, func() bool { return s.server.Accepted() > 100 }, "no calls")
 	require.NoError(t, a.Signal(syscall.SIGSTOP))
 	paused := s.server.Accepted()
-	s.child("b")
+	slow.all()
+	s.child("b", session)
 	kafkatest.Eventually(t, func() bool { return s.server.Accepted() > paused+300 }, "nobody takes over")
 	require.NoError(t, a.Signal(syscall.SIGCONT))
 	uncertain := s.ledger(who, "at_most_once")

@@ -1,6 +1,7 @@
 package sender_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -47,7 +48,7 @@ func newStage(t *testing.T, script fake.Script) *stage {
 	s := &stage{t: t, k: k, put: k.Cluster(t, "others")}
 	s.server = fake.Start(t, "", script)
 	cfg, err := config.Load[sender.Config](t.Context(), envconfig.MapLookuper(map[string]string{
-		"SMTP_ADDR": s.server.Addr, "RETRY_BACKOFF": "50ms", "SMTP_DATA_TIMEOUT": "300ms", "SMTP_CONNECTIONS": "8",
+		"SMTP_ADDR": s.server.Addr, "RETRY_BACKOFF": "50ms", "SMTP_CONNECTIONS": "8",
 	}))
 	require.NoError(t, err)
 	cfg.Kafka = k.Config()
@@ -92,7 +93,15 @@ func (s *stage) write(change func(*event.Message), who ...string) {
 func (s *stage) outcomes() map[string][]string {
 	s.t.Helper()
 	s.atRest()
-	out := map[string][]string{}
+	return s.recorded()
+}
+
+// recorded is outcomes, as far as they have come. They are in the order of the
+// attempts: a retry is written before the outcome that it follows from, and what
+// comes of it may be too.
+func (s *stage) recorded() map[string][]string {
+	s.t.Helper()
+	var all []event.Outcome
 	for _, r := range s.k.All(s.t, topic.Outcomes) {
 		var o event.Outcome
 		s.k.Decode(s.t, r, &o)
@@ -100,6 +109,11 @@ func (s *stage) outcomes() map[string][]string {
 		require.NotNil(s.t, o.Source)
 		require.Equal(s.t, "smtp", o.Provider)
 		require.Equal(s.t, identity.Outcome(o.MessageID, o.Outcome, o.Attempt, ""), o.OutcomeID)
+		all = append(all, o)
+	}
+	slices.SortStableFunc(all, func(a, b event.Outcome) int { return cmp.Compare(a.Attempt, b.Attempt) })
+	out := map[string][]string{}
+	for _, o := range all {
 		out[o.UserID] = append(out[o.UserID], fmt.Sprintf("%s %d %s", o.Outcome, o.Attempt, o.Reason))
 	}
 	return out
@@ -108,9 +122,10 @@ func (s *stage) outcomes() map[string][]string {
 func (s *stage) atRest() {
 	s.t.Helper()
 	kafkatest.Eventually(s.t, func() bool {
-		ends, err := s.k.Admin().ListEndOffsets(s.t.Context(), topic.MessagesEmailBulk.In("test"), topic.RetriesEmail.In("test"))
-		require.NoError(s.t, err)
+		// The ends second: a retry that was written before its message was passed is among them.
 		offsets, err := s.k.Admin().FetchOffsets(s.t.Context(), topic.GroupSender.In("test"))
+		require.NoError(s.t, err)
+		ends, err := s.k.Admin().ListEndOffsets(s.t.Context(), topic.MessagesEmailBulk.In("test"), topic.RetriesEmail.In("test"))
 		require.NoError(s.t, err)
 		for name, partitions := range ends {
 			for p, end := range partitions {
@@ -121,6 +136,16 @@ func (s *stage) atRest() {
 		}
 		return true
 	}, "the sender does not come to rest")
+}
+
+// awaitStop waits until the sender knows a reason to send somebody nothing: they are
+// written to until they are not sent to.
+func (s *stage) awaitStop(who, reason string) {
+	s.t.Helper()
+	kafkatest.Eventually(s.t, func() bool {
+		s.write(nil, who)
+		return slices.Contains(s.recorded()[who], "cancelled 1 "+reason)
+	}, "%s is not %s", who, reason)
 }
 
 func (s *stage) delivered() []string {
@@ -208,6 +233,7 @@ func TestNoAnswerIsUncertainAndSaidSo(t *testing.T) {
 		}
 		return fake.Accept
 	}})
+	s.cfg.DataTimeout = 2 * time.Second // passes for who hangs, and for nobody else
 	s.start()
 	s.write(nil, "hang", "drop", "fine")
 	require.Equal(t, map[string][]string{"hang": {"uncertain 1 no_answer"}, "drop": {"uncertain 1 no_answer"}, "fine": {"accepted 1 "}}, s.outcomes())
@@ -236,27 +262,44 @@ func TestAtLeastOnceAsksAgainWhenNoAnswerCame(t *testing.T) {
 // Whoever was asked for once without an answer may have a copy, whatever is decided
 // afterwards: what was not sent again is not known not to have been sent.
 func TestWhatWasNeverAnsweredStaysUncertain(t *testing.T) {
+	known := make(chan struct{}) // the sender knows who is gone
 	s := newStage(t, fake.Script{End: func(to string, try int) string {
-		if try == 1 {
+		switch who, _, _ := strings.Cut(to, "@"); {
+		case !slices.Contains([]string{"gone", "refused", "later"}, who):
+			return fake.Accept
+		case try == 1:
+			<-known
 			return fake.Drop
-		}
-		if strings.HasPrefix(to, "later") {
+		case who == "later":
 			return "451 4.7.1 come back"
 		}
 		return "550 5.1.1 no such user"
 	}})
-	s.cfg.RetryBackoff, s.cfg.RetryAttempts = 1500*time.Millisecond, 3
+	s.cfg.RetryAttempts = 3
+	s.cfg.DataTimeout = s.cfg.CallTimeout // the server answers when the sender knows
 	s.start()
 	s.write(func(m *event.Message) { m.Policy = "at_least_once" }, "gone", "refused", "later")
-	kafkatest.Consume[event.Outcome](t, s.k, topic.Outcomes, 3)
-	r, err := s.put.Record(topic.Engagements, "gone", &event.Engagement{UserID: "gone", Channel: "email", Kind: "unsubscribed", OccurredAt: time.Now().Add(time.Hour)})
-	require.NoError(t, err)
-	s.k.Produce(t, r)
+	kafkatest.Eventually(t, func() bool { return s.server.Tries("gone@example.test") == 1 }, "nobody asks for gone")
+	// The engagements of one partition are read in order: who knows of the second knows
+	// of the first.
+	after := ""
+	for i := 0; after == "" || topic.Partition(after, 4) != topic.Partition("gone", 4); i++ {
+		after = fmt.Sprintf("after%d", i)
+	}
+	for _, who := range []string{"gone", after} {
+		r, err := s.put.Record(topic.Engagements, who, &event.Engagement{UserID: who, Channel: "email", Kind: "unsubscribed", OccurredAt: time.Now().Add(time.Hour)})
+		require.NoError(t, err)
+		s.k.Produce(t, r)
+	}
+	s.awaitStop(after, "unsubscribed")
+	close(known)
+	got := s.outcomes()
+	delete(got, after)
 	require.Equal(t, map[string][]string{
 		"gone":    {"deferred 1 no_answer", "uncertain 2 unsubscribed"},
 		"refused": {"deferred 1 no_answer", "failed 2 5.1.1"}, // for good, so the first was not accepted
 		"later":   {"deferred 1 no_answer", "deferred 2 4.7.1", "uncertain 3 retries_exhausted"},
-	}, s.outcomes())
+	}, got)
 	require.Equal(t, 1, s.server.Tries("gone@example.test"))
 }
 
@@ -358,14 +401,24 @@ func TestCancelledUnsubscribedAndExpiredAreNotSent(t *testing.T) {
 
 // A cancelled run's retries end as soon as they come up, not when they are due.
 func TestCancelReachesRetries(t *testing.T) {
-	s := newStage(t, fake.Script{Rcpt: only("later", "451 4.7.1 come back")})
-	s.cfg.RetryBackoff = 1500 * time.Millisecond
+	known := make(chan struct{}) // the sender knows that the run is cancelled
+	s := newStage(t, fake.Script{Rcpt: func(to string, _ int) string {
+		if strings.HasPrefix(to, "later") {
+			<-known
+			return "451 4.7.1 come back"
+		}
+		return fake.Accept
+	}})
+	s.cfg.RetryBackoff = time.Hour
+	s.cfg.ReplyTimeout = s.cfg.CallTimeout // the server answers when the sender knows
 	s.start()
 	s.write(nil, "later")
-	kafkatest.Consume[event.Outcome](t, s.k, topic.Outcomes, 1)
+	kafkatest.Eventually(t, func() bool { return s.server.Tries("later@example.test") == 1 }, "nobody asks for later")
 	r, err := s.put.Record(topic.Runs, run.String(), &event.Run{RunID: run, State: &event.RunState{CancelRequested: true}})
 	require.NoError(t, err)
 	s.k.Produce(t, r)
+	s.awaitStop("another", "run_cancelled")
+	close(known)
 	require.Equal(t, []string{"deferred 1 4.7.1", "cancelled 2 run_cancelled"}, s.outcomes()["later"])
 	require.Equal(t, 1, s.server.Tries("later@example.test"))
 }

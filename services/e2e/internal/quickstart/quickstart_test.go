@@ -174,6 +174,10 @@ func TestOnlyADataDirectoryIsWiped(t *testing.T) {
 func script(t *testing.T, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "program")
+	// No child may begin meanwhile, of another test: until it is its own program it has
+	// the file open for writing too, and such a file does not run.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text), 0o755); err != nil {
 		t.Fatal(err)
 	}
