@@ -539,7 +539,7 @@ func TestTheCommittedOffsetPassesMarkersAndAbortedTransactions(t *testing.T) {
 	for _, how := range []kgo.TransactionEndTry{kgo.TryCommit, kgo.TryAbort} {
 		require.NoError(t, producer.BeginTransaction())
 		user := fmt.Sprint("user-", how)
-		require.NoError(t, producer.ProduceSync(t.Context(), s.record(topic.Profiles, user, &event.Profile{UserID: user, Revision: 1, CreatedAt: noon, UpdatedAt: noon})).FirstErr())
+		require.NoError(t, kafka.ProduceSync(t.Context(), producer, s.record(topic.Profiles, user, &event.Profile{UserID: user, Revision: 1, CreatedAt: noon, UpdatedAt: noon})))
 		require.NoError(t, producer.EndTransaction(t.Context(), how))
 	}
 	s.waitUntilSunk()
