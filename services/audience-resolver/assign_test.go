@@ -159,7 +159,8 @@ func TestPartitionsMoveWithWhatIsKnownOfTheirPeople(t *testing.T) {
 	totals := s.totals(run, func(t runs.Totals) bool { return t.Accepted == 90 })
 	require.Zero(t, totals.Waiting)
 	s.requireBooks(run.String(), 90)
-	require.Len(t, s.members(), 2)
+	// Among them: who is busy may just have lost its own to a session of a second.
+	s.eventually(func() bool { return len(s.members()) == 2 }, "who was stopped is still a member, or somebody else is not")
 }
 
 // kill -9 of any of three instances at any instant: nobody is admitted twice or

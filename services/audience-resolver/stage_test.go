@@ -37,10 +37,6 @@ import (
 	"github.com/hikyaku/hikyaku/services/audience-resolver/internal/runs"
 )
 
-// patience is long because the machine may be busy; nothing waits for it when
-// things work.
-const patience = time.Minute
-
 // fastTick replaces the second between ticks.
 const fastTick = 50 * time.Millisecond
 
@@ -155,7 +151,7 @@ func (s *stage) child(name string) *os.Process {
 
 func (s *stage) eventually(done func() bool, format string, args ...any) {
 	s.t.Helper()
-	require.Eventuallyf(s.t, done, patience, 10*time.Millisecond, format, args...)
+	require.Eventuallyf(s.t, done, kafkatest.Patience, 10*time.Millisecond, format, args...)
 }
 
 // read returns what is in a topic now.
@@ -165,7 +161,7 @@ func read[T any, P interface {
 }](s *stage, name topic.Name) []T {
 	s.t.Helper()
 	var out []T
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), kafkatest.Patience)
 	defer cancel()
 	ends, err := s.put.HighWatermarks(ctx, name)
 	require.NoError(s.t, err)
@@ -237,7 +233,7 @@ func (s *stage) people(n int) []string {
 // define puts definitions in force.
 func (s *stage) define(defs ...definition.Definition) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), kafkatest.Patience)
 	defer cancel()
 	var changes []definitions.Change
 	for _, d := range defs {

@@ -50,10 +50,12 @@ type site struct {
 	spoolDir string
 }
 
+// intakeConfig is for tests that look into Kafka: a busy broker is waited for as long as may
+// be, for what goes into the spool comes later. Tests of the spool set another time.
 func intakeConfig(k kafka.Config) Config {
 	return Config{Kafka: k, Roles: []string{RoleIntake},
 		Tracking: render.Config{URL: "http://127.0.0.1", Secret: "a secret for these tests", KeyID: "1"},
-		Intake:   IntakeConfig{Addr: "127.0.0.1:0", WriteKeys: "web:k1,app:k2", AckTimeout: 5 * time.Second, HitTimeout: time.Second, Concurrency: 8, MemoryMiB: 4, Connections: 100, Origins: []string{"*"}},
+		Intake:   IntakeConfig{Addr: "127.0.0.1:0", WriteKeys: "web:k1,app:k2", AckTimeout: 20 * time.Second, HitTimeout: time.Second, Concurrency: 8, MemoryMiB: 4, Connections: 100, Origins: []string{"*"}},
 		Spool:    SpoolConfig{MaxMiB: 64}, Hits: HitsConfig{Address: "truncated"}}
 }
 
@@ -70,6 +72,8 @@ func startIntakeOn(t *testing.T, k *kafkatest.Kafka, change func(*Config)) *site
 	s := &site{Kafka: k, t: t, tel: kafkatest.Telemetry(t, topic.Collector), spoolDir: cfg.Spool.Dir}
 	service, err := New(cfg, s.tel)
 	require.NoError(t, err)
+	// Who sends slowly here is only as slow as the machine is busy.
+	service.front.server.ReadTimeout, service.front.server.WriteTimeout = kafkatest.Patience, kafkatest.Patience
 	s.keys, err = cfg.Tracking.Keys()
 	require.NoError(t, err)
 	require.NoError(t, service.front.listen())
@@ -100,7 +104,7 @@ type reply struct {
 }
 
 // noRedirect is a client that shows redirects instead of following them.
-var noRedirect = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, Timeout: 30 * time.Second}
+var noRedirect = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, Timeout: kafkatest.Patience}
 
 func (s *site) do(method, path string, body io.Reader, change func(*http.Request)) reply {
 	s.t.Helper()
@@ -119,11 +123,12 @@ func (s *site) do(method, path string, body io.Reader, change func(*http.Request
 
 func withKey(r *http.Request) { r.SetBasicAuth("k1", "") }
 
-// started waits until the intake has found Kafka, and has written to it.
+// started waits until the intake has found Kafka and has written to it, and nothing of that is in the spool.
 func (s *site) started() *site {
 	s.t.Helper()
 	s.direct()
 	require.Equal(s.t, http.StatusOK, s.do("POST", "/v1/identify", strings.NewReader(`{"userId":"warm-up"}`), withKey).StatusCode)
+	s.direct()
 	return s
 }
 
@@ -447,7 +452,7 @@ func TestBodiesAreLimitedWhileTheyAreRead(t *testing.T) {
 		require.Equal(t, 413, resp.StatusCode)
 		resp.Body.Close()
 	}
-	require.Less(t, without.read.Load(), int64(8<<20))
+	require.Less(t, without.read.Load(), int64(64<<20), "far more than is on its way in the buffers of a connection")
 
 	fits := `{"batch":[{"type":"track","userId":"u","event":"x"}` + strings.Repeat(" ", 499<<10) + `]}`
 	require.Equal(t, 200, s.do("POST", "/v1/batch", strings.NewReader(fits), withKey).StatusCode)
@@ -557,6 +562,7 @@ func TestUnsubscribingTakesAPost(t *testing.T) {
 	form := func(kind string) func(*http.Request) {
 		return func(r *http.Request) { r.Header.Set("Content-Type", kind) }
 	}
+	before := time.Now().Truncate(time.Microsecond)
 	var parts bytes.Buffer
 	m := multipart.NewWriter(&parts)
 	require.NoError(t, m.WriteField("List-Unsubscribe", "One-Click"))
@@ -586,7 +592,7 @@ func TestUnsubscribingTakesAPost(t *testing.T) {
 		patches++
 		require.Equal(t, []event.ConsentPatch{{Channel: "email", Consent: "unsubscribed"}}, p.Consents)
 		require.Equal(t, "unsubscribe:"+link.MessageID.String(), p.SetBy)
-		require.WithinDuration(t, time.Now(), p.OccurredAt, time.Minute)
+		require.False(t, p.OccurredAt.Before(before) || p.OccurredAt.After(time.Now()), p.OccurredAt)
 		require.Empty(t, p.Set)
 	}
 	require.Equal(t, 3, patches)
@@ -661,7 +667,7 @@ func (s *site) reading() float64 {
 
 func TestASlowSenderTakesNobodysTurn(t *testing.T) {
 	t.Parallel()
-	s := startIntake(t, func(c *Config) { c.Intake.Concurrency, c.Intake.AckTimeout = 1, 10*time.Second }).started()
+	s := startIntake(t, func(c *Config) { c.Intake.Concurrency = 1 }).started()
 	rest, ended := s.begin(`{"userId":"u",`)
 	require.Equal(t, http.StatusOK, s.do("POST", "/v1/track", strings.NewReader(`{"userId":"u","event":"x"}`), withKey).StatusCode)
 	require.Equal(t, http.StatusFound, s.do("GET", "/c/"+s.token(token.Click, target), nil, nil).StatusCode)
@@ -703,7 +709,7 @@ func TestManyWhoSendSlowlyKeepNobodyOut(t *testing.T) {
 
 func TestSlowSendersOfMuchGiveWayToOthers(t *testing.T) {
 	t.Parallel()
-	s := startIntake(t, func(c *Config) { c.Intake.MemoryMiB = 1; c.Intake.AckTimeout = 20 * time.Second }).started()
+	s := startIntake(t, func(c *Config) { c.Intake.MemoryMiB = 1 }).started()
 	address := strings.TrimPrefix(s.base, "http://")
 	const slow, each = 40, 100 << 10 // four times what may be held
 	part := strings.Repeat(" ", each)
@@ -739,7 +745,7 @@ func TestSlowSendersOfMuchGiveWayToOthers(t *testing.T) {
 
 func TestARequestInHandIsAnsweredAtTheEnd(t *testing.T) {
 	t.Parallel()
-	s := startIntake(t, func(c *Config) { c.Lifecycle.Drain = 10 * time.Second }).started()
+	s := startIntake(t, func(c *Config) { c.Lifecycle.Drain = kafkatest.Patience }).started()
 	rest, ended := s.begin(`{"userId":"last","event":"x","messageId":"last"`)
 	stopped := make(chan struct{})
 	go func() { s.stop(); close(stopped) }()

@@ -35,6 +35,7 @@ func (d *standstill) Send(ctx context.Context, table string, names []string, col
 		close(d.waits)
 		d.waits = nil
 		<-d.goOn
+		ctx = context.WithoutCancel(ctx) // the sink's patience with an insert, however long the standstill was
 	}
 	if err := d.Conn.Send(ctx, table, names, columns); err != nil {
 		return err

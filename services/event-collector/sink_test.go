@@ -494,29 +494,29 @@ func TestAnAnswerThatIsLostAndADatabaseThatIsSlowLoseNothingAndDoubleNothing(t *
 	between := &switchable{}
 	s := startSink(t, between)
 	produced := 0
-	visit := func(n int) {
-		var recs []*kgo.Record
+	visits := func(n int) (recs []*kgo.Record) {
 		for range n {
 			user := fmt.Sprint("u", produced%97)
 			recs = append(recs, s.record(topic.Events, user, &event.Event{EventID: fmt.Sprint("e", produced), UserID: user, Name: "visit", OccurredAt: noon, ReceivedAt: noon, Source: "api:web"}))
 			produced++
 		}
-		s.Produce(t, recs...)
+		return recs
 	}
 	counted := func() string {
 		return lines(t, s.conn, "SELECT toString(count()) || ' of ' || toString(uniqExact(event_id)) FROM events")[0]
 	}
 	between.swallow.Store(2)
-	visit(300)
+	s.Produce(t, visits(300)...)
 	s.waitUntilSunk()
 	require.Negative(t, between.swallow.Load(), "two inserts were done and not heard of")
 	require.Equal(t, "300 of 300", counted())
 
+	few, many := visits(500), visits(20_000) // before anything is held: the sink waits for an insert no longer than 45 s
 	hold := make(chan struct{})
 	between.hold.Store(&hold)
-	visit(500)
+	s.Produce(t, few...)
 	kafkatest.Eventually(t, func() bool { return between.held.Load() > 0 }, "no insert comes")
-	visit(20_000)
+	s.Produce(t, many...)
 	kafkatest.Eventually(t, func() bool { return metric(t, s.tel, "sink_lag_records", "events") == 20_500 }, "the lag is not said")
 	require.EqualValues(t, 1, between.held.Load(), "what comes meanwhile waits in Kafka")
 	require.Equal(t, "300 of 300", counted())
@@ -539,7 +539,7 @@ func TestTheCommittedOffsetPassesMarkersAndAbortedTransactions(t *testing.T) {
 	for _, how := range []kgo.TransactionEndTry{kgo.TryCommit, kgo.TryAbort} {
 		require.NoError(t, producer.BeginTransaction())
 		user := fmt.Sprint("user-", how)
-		require.NoError(t, producer.ProduceSync(t.Context(), s.record(topic.Profiles, user, &event.Profile{UserID: user, Revision: 1, CreatedAt: noon, UpdatedAt: noon})).FirstErr())
+		require.NoError(t, kafka.ProduceSync(t.Context(), producer, s.record(topic.Profiles, user, &event.Profile{UserID: user, Revision: 1, CreatedAt: noon, UpdatedAt: noon})))
 		require.NoError(t, producer.EndTransaction(t.Context(), how))
 	}
 	s.waitUntilSunk()

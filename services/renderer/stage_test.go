@@ -188,7 +188,7 @@ func TestAVersionThatIsNotReadYetIsWaitedFor(t *testing.T) {
 		d := &event.Definition{Kind: c.Kind, ID: c.ID, Version: 1, Body: string(c.Body), AppliedAt: time.Now(), AppliedBy: "test"}
 		r, err := s.put.Record(topic.Definitions, c.Kind+"/"+c.ID+"@1", d)
 		require.NoError(t, err)
-		require.NoError(t, writer.ProduceSync(t.Context(), r).FirstErr())
+		require.NoError(t, kafka.ProduceSync(t.Context(), writer, r))
 	}
 	// Who waits has asked how far the topic goes.
 	var asked, sent atomic.Bool

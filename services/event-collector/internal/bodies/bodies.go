@@ -37,7 +37,8 @@ type Body struct {
 	cut  func()
 	held int64
 	at   *list.Element
-	gone bool // it was told to give way
+	gone bool   // it was told to give way
+	stop func() // ends its waiting for bytes, if it waits
 }
 
 // Begin says that a body is on its way; cut must end its reading at once. Release it when the request has been answered.
@@ -49,7 +50,8 @@ func (b *Bound) Begin(cut func()) *Body {
 	return body
 }
 
-// Take holds so many bytes more. It waits for others no longer than patience.
+// Take holds so many bytes more. It waits for others no longer than patience, and not at
+// all once it was told to give way itself: what it holds is what others wait for.
 func (b *Body) Take(ctx context.Context, n int64, patience time.Duration) bool {
 	bytes := b.of.bytes
 	if bytes.TryAcquire(n) {
@@ -58,6 +60,9 @@ func (b *Body) Take(ctx context.Context, n int64, patience time.Duration) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	if !b.waits(cancel) {
+		return false
+	}
 	for b.of.giveWay(b) {
 		// Whoever was told so lets go as soon as its reading has ended.
 		soon, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
@@ -78,18 +83,30 @@ func (b *Body) Take(ctx context.Context, n int64, patience time.Duration) bool {
 	return true
 }
 
+// waits says what ends the body's waiting when it is told to give way; false if it was told already.
+func (b *Body) waits(stop func()) bool {
+	b.of.mu.Lock()
+	defer b.of.mu.Unlock()
+	b.stop = stop
+	return !b.gone
+}
+
 // giveWay cuts off whoever has been sending for longest; false if that is who asks, or nobody.
+// Who was cut off itself cuts nobody off: all who are left began after it.
 func (b *Bound) giveWay(asks *Body) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	front := b.readers.Front()
-	if front == nil || front.Value.(*Body) == asks {
+	if front == nil || asks.gone || front.Value.(*Body) == asks {
 		return false
 	}
 	slow := front.Value.(*Body)
 	b.readers.Remove(front)
 	slow.at, slow.gone = nil, true
 	slow.cut()
+	if slow.stop != nil {
+		slow.stop()
+	}
 	return true
 }
 
