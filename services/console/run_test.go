@@ -28,7 +28,10 @@ func (s *stage) resolve(state, note string) {
 		s.run(identity.Run(s.namespace, q.CampaignID, q.RequestID.String()), state, row{"note": note})
 		return nil
 	})
-	go func() { ended <- table.Run(ctx) }()
+	go func() {
+		defer close(ended) // also if writing a row has failed the test, which ends this goroutine
+		ended <- table.Run(ctx)
+	}()
 	s.t.Cleanup(func() { stop(); require.NoError(s.t, <-ended) })
 }
 

@@ -177,7 +177,8 @@ func (s *stage) insert(table string, rows ...row) {
 			r["ingested_at"] = time.Now()
 		}
 		columns := slices.Sorted(maps.Keys(r))
-		require.NoError(s.t, s.conn.Insert(s.t.Context(), table, columns, 1, func(b driver.Batch) error {
+		// Not the test's own context: whoever plays a service may still be writing when it ends.
+		require.NoError(s.t, s.conn.Insert(context.WithoutCancel(s.t.Context()), table, columns, 1, func(b driver.Batch) error {
 			var values []any
 			for _, c := range columns {
 				v := r[c]
