@@ -22,7 +22,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/parquet-go/parquet-go"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	embedded "github.com/hikyaku/hikyaku/deploy/embedded/s3"
 	migrations "github.com/hikyaku/hikyaku/schemas/clickhouse"
@@ -390,10 +392,36 @@ func TestAMomentOfAScheduleIsOneExport(t *testing.T) {
 		s.kafka.Produce(t, r)
 		applied.Body = ""
 	}
-	for _, instance := range []string{"0", "1", "2"} {
-		s.run(s.exporter(instance, func(_ *Config, times *export.Timing) { times.Spread = 0 }), time.Second)
-	}
 	id := identity.Export(s.cluster.Namespace(), def.ID, 1, def.At.Format(time.RFC3339Nano))
+	// Nobody opens it before all of them want to.
+	instances := []string{"0", "1", "2"}
+	var wanted atomic.Int32
+	all := make(chan struct{})
+	s.kafka.Fake.ControlKey(int16(kmsg.InitProducerID), func(kreq kmsg.Request) (kmsg.Response, error, bool) {
+		s.kafka.Fake.KeepControl()
+		if strings.Contains(aws.ToString(kreq.(*kmsg.InitProducerIDRequest).TransactionalID), exports.TransactionalID(id)) {
+			if wanted.Add(1) == int32(len(instances)) {
+				close(all)
+			}
+			s.kafka.Fake.SleepControl(func() { <-all })
+		}
+		return nil, nil, false
+	})
+	var running []*Service
+	for _, instance := range instances {
+		svc := s.exporter(instance, func(_ *Config, times *export.Timing) { times.Spread, times.Settle = 0, export.DefaultTiming().Settle })
+		s.run(svc, time.Second)
+		running = append(running, svc)
+	}
+	kafkatest.Eventually(t, func() bool {
+		fenced := 0
+		for _, svc := range running {
+			n, err := testutil.GatherAndCount(svc.tel.Registry, "importer_exports_let_go_total")
+			require.NoError(t, err)
+			fenced += n
+		}
+		return fenced == len(instances)-1
+	}, "whoever opened it before another goes on")
 	s.listed(s.until(id, exports.Done)) // one that was fenced may have left a file beside these
 	_, sealed, done := s.state(id)
 	require.Equal(t, []int{1, 1}, []int{sealed, done})
