@@ -383,7 +383,7 @@ func startChild(t *testing.T, dir string) (*child, error) {
 func TestMain(m *testing.M) {
 	dir := os.Getenv("CHDB_TEST_SERVE")
 	if dir == "" {
-		os.Exit(m.Run())
+		os.Exit(chdbtest.Main(m))
 	}
 	e, err := chdb.Open(dir, chdb.Options{})
 	if err != nil {
