@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sethvargo/go-envconfig"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/sr"
@@ -23,7 +22,6 @@ import (
 	"github.com/hikyaku/hikyaku/deploy/embedded/kafka"
 	"github.com/hikyaku/hikyaku/schemas/event"
 	"github.com/hikyaku/hikyaku/schemas/topic"
-	"github.com/hikyaku/hikyaku/services/console"
 )
 
 // everyone is a list of people who are all to get a mail.
@@ -102,10 +100,7 @@ func (s *stack) rows(query string) []map[string]any { return s.lines("sql", quer
 // lines are what a command prints with --json, as JSON Lines.
 func (s *stack) lines(args ...string) (rows []map[string]any) {
 	s.t.Helper()
-	var out, errs bytes.Buffer
-	code := console.Main(append(args, "--json"), envconfig.MapLookuper(s.env), strings.NewReader(""), &out, &errs)
-	require.Zero(s.t, code, errs.String())
-	for d := json.NewDecoder(&out); d.More(); {
+	for d := json.NewDecoder(s.printed(args...)); d.More(); {
 		var row map[string]any
 		require.NoError(s.t, d.Decode(&row))
 		rows = append(rows, row)
@@ -187,6 +182,7 @@ func TestAMailServerInEveryMoodIsToldOfEverybodyOnce(t *testing.T) {
 			require.LessOrEqual(t, again, 2*moodPeople, "whoever was not answered, and nobody else")
 		}
 		mail.requireOutages("smtp", round+1)
+		require.EqualValues(t, round+1, mail.metric("component_outages_total", "component=smtp"))
 		p.forget()
 	}
 	require.NotZero(t, mail.metric("sender_outcomes_total", "outcome=deferred"))

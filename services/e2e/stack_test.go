@@ -174,12 +174,19 @@ func (s *stack) subjects() []string {
 	return out
 }
 
-// hikyaku runs the command and decodes what it prints with --json.
-func (s *stack) hikyaku(into any, args ...string) {
+// printed runs the command, which must succeed, and returns what it prints with --json.
+func (s *stack) printed(args ...string) *bytes.Buffer {
 	s.t.Helper()
 	var out, errs bytes.Buffer
 	code := console.Main(append([]string{"--timeout", deadline.String(), "--json"}, args...), envconfig.MapLookuper(s.env), strings.NewReader(""), &out, &errs)
 	require.Zero(s.t, code, "hikyaku %s: %s", strings.Join(args, " "), errs.String())
+	return &out
+}
+
+// hikyaku runs the command and decodes what it prints.
+func (s *stack) hikyaku(into any, args ...string) {
+	s.t.Helper()
+	out := s.printed(args...)
 	if into != nil {
 		require.NoError(s.t, json.Unmarshal(out.Bytes(), into), out.String())
 	}
